@@ -1,0 +1,89 @@
+"""Every registered model through every way out of eager PyTorch: script, export, compile, ONNX."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from test_models import MODELS, image, wake_up
+
+
+def close(got, expected, tolerance=1e-4):
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+
+
+@pytest.fixture
+def model_and_image(request):
+    model = wake_up(timm.create_model(request.param, exportable=True)).eval()
+    x = image(request.param, 3)
+    with torch.no_grad():
+        return model, x, model(x)
+
+
+every_model = pytest.mark.parametrize('model_and_image', MODELS, indirect=True)
+
+
+@every_model
+def test_jit_script(model_and_image, tmp_path):
+    model, x, expected = model_and_image
+    torch.jit.script(model).save(tmp_path / 'model.pt')
+    loaded = torch.jit.load(tmp_path / 'model.pt')
+    with torch.no_grad():
+        close(loaded(x), expected)
+        close(loaded(x[:1]), expected[:1])
+
+
+@every_model
+def test_jit_trace(model_and_image):
+    model, x, expected = model_and_image
+    with torch.no_grad():
+        traced = torch.jit.trace(model, x, check_trace=False)
+        close(traced(x[:1]), expected[:1])
+
+
+@every_model
+def test_export(model_and_image):
+    model, x, expected = model_and_image
+    batch = torch.export.Dim('batch', min=1, max=64)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    with torch.no_grad():
+        close(program.module()(x[:1]), expected[:1])
+
+
+@every_model
+def test_compile_without_graph_breaks(model_and_image):
+    model, x, expected = model_and_image
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='aot_eager')
+    with torch.no_grad():
+        close(compiled(x), expected)
+        close(compiled(x[:2]), expected[:2])
+
+
+@every_model
+def test_compiled_training_step_under_autocast(model_and_image):
+    model, x, _ = model_and_image
+    compiled = torch.compile(model.train(), fullgraph=True, backend='aot_eager')
+    with torch.autocast('cpu', torch.bfloat16):
+        compiled(x[:, :, :64, :64]).float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.slow
+@every_model
+def test_compile_with_the_default_backend(model_and_image):
+    model, x, expected = model_and_image
+    with torch.no_grad():
+        close(torch.compile(model, fullgraph=True)(x), expected)
+
+
+@pytest.mark.slow
+@every_model
+def test_onnx(model_and_image, tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    model, x, expected = model_and_image
+    batch = torch.export.Dim('batch', min=1, max=64)
+    path = str(tmp_path / 'model.onnx')
+    torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=({0: batch},), external_data=False)
+    session = onnxruntime.InferenceSession(path)
+    for n in (1, 2, 3):
+        (out,) = session.run(None, {session.get_inputs()[0].name: x[:n].numpy()})
+        np.testing.assert_allclose(out, expected[:n], rtol=1e-4, atol=1e-4 * expected.abs().max().item())

@@ -1,0 +1,214 @@
+"""The attention layers: parity with the authors' code and with the formulas as printed, and robustness."""
+
+import pytest
+import timm
+import torch
+from golden import MODULE_CASES, load_module_case
+from timm.models import create_model
+
+from timm_attn.layers import CSA, SCSA, coord_attn, csa_descriptor
+from timm_attn.layers.csa import CSA_MODES
+
+SCSA_NAMES = {'local_dwc': 'dwc.0', 'global_dwc_s': 'dwc.1', 'global_dwc_m': 'dwc.2', 'global_dwc_l': 'dwc.3'}
+
+
+def _build(args):
+    if args['module'] == 'CSAtt':
+        layer = CSA(args['channels'], rd_ratio=1 / args['reduction'], mode=args['mode'])
+        return layer, lambda key: key.replace('mlp_D.1', 'fc1').replace('mlp_U', 'fc2')
+    if args['module'] == 'SCSA':
+        layer = SCSA(
+            args['dim'],
+            num_heads=args['head_num'],
+            window_size=args['window_size'],
+            kernel_sizes=args['group_kernel_sizes'],
+            qkv_bias=args.get('qkv_bias', False),
+            pool_type=args['down_sample_mode'].removesuffix('_pool'),
+            gate_layer=args['gate_layer'],
+        )
+        return layer, lambda key: '.'.join([SCSA_NAMES.get(key.split('.')[0], key.split('.')[0]), *key.split('.')[1:]])
+    layer = coord_attn(args['channels'], rd_channels=max(8, args['channels'] // args['groups']))
+    return layer, lambda key: key.replace('conv2', 'conv_h').replace('conv3', 'conv_w')
+
+
+@pytest.mark.parametrize('case', MODULE_CASES)
+def test_authors_numbers(case):
+    args, tensors = load_module_case(case)
+    layer, rename = _build(args)
+    layer.load_state_dict({rename(k[6:]): v for k, v in tensors.items() if k.startswith('state/')})
+    layer.eval()
+    x = tensors['x'].requires_grad_()
+    y = layer(x)
+    (y * torch.arange(y.numel(), dtype=torch.float32).cos().reshape(y.shape)).sum().backward()
+
+    tolerance = dict(rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(y, tensors['y'], **tolerance)
+    torch.testing.assert_close(x.grad, tensors['grad_x'], **tolerance)
+    grads = {rename(k[5:]): v for k, v in tensors.items() if k.startswith('grad/')}
+    assert grads.keys() == dict(layer.named_parameters()).keys()
+    for name, p in layer.named_parameters():
+        torch.testing.assert_close(p.grad, grads[name], **tolerance, msg=lambda m, name=name: f'{name}: {m}')
+
+
+def _textbook_descriptor(x, mode):
+    """Moran's I as the paper prints it, float64, one image: the diagonal of z z^T W, with C x C x C work."""
+    f = x.double().flatten(1)
+    mean = f.mean(1)
+    z = (mean - mean.mean()) / mean.std()
+    dist = torch.linalg.vector_norm(f[:, None] - f[None], ord=1 if mode == 'l1' else 2, dim=2)
+    near = torch.exp(-dist / dist.mean())
+    cos = torch.nn.functional.cosine_similarity(f[:, None], f[None], dim=2)
+    v = {'hybrid': near * cos.clamp(min=0), 'l2': near, 'l1': near, 'cosine': cos}[mode]
+    v = v - torch.diag(v.diagonal())
+    local = (z[:, None] * z[None] @ (v / v.sum())).diagonal()
+    return (local - local.mean()) / local.std()
+
+
+@pytest.mark.parametrize('mode', CSA_MODES)
+@pytest.mark.parametrize('shape', [(24, 7, 5), (64, 3, 3), (40, 1, 1)])
+def test_csa_equals_textbook(mode, shape):
+    x = torch.randn(3, *shape) + torch.randn(3, shape[0], 1, 1)
+    expected = torch.stack([_textbook_descriptor(image, mode) for image in x])
+    torch.testing.assert_close(csa_descriptor(x.double(), mode), expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(csa_descriptor(x, mode).double(), expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize('mode', CSA_MODES)
+def test_csa_scale_does_not_matter(mode):
+    x = torch.randn(2, 32, 6, 6).double()
+    torch.testing.assert_close(csa_descriptor(x * 1e-12, mode), csa_descriptor(x, mode))
+    torch.testing.assert_close(csa_descriptor(x.float() * 1e-12, mode), csa_descriptor(x.float(), mode))
+
+
+def test_csa_gradient_holds_the_weights_constant():
+    # Adding a constant to a whole channel moves its mean. With the weights v held constant, finite differences of
+    # the formula give the gradient that the layer must have; gradcheck confirms the formula's own.
+    x = torch.randn(2, 16, 3, 3).double()
+    f = x.flatten(2)
+    dist = torch.cdist(f, f)
+    cos = torch.nn.functional.cosine_similarity(f[:, :, None], f[:, None], dim=3)
+    v = torch.exp(-dist / dist.mean((1, 2), keepdim=True)) * cos.clamp(min=0)
+    v = v - torch.diag_embed(v.diagonal(dim1=1, dim2=2))
+
+    def descriptor(shift):
+        z = x.mean((2, 3)) + shift
+        z = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True)
+        local = z * (v @ z.unsqueeze(-1)).squeeze(-1)
+        return (local - local.mean(1, keepdim=True)) / local.std(1, keepdim=True)
+
+    shift = torch.zeros(2, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(descriptor, (shift,))
+    weight = torch.randn(2, 16).double()
+    (expected,) = torch.autograd.grad((descriptor(shift) * weight).sum(), shift)
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad((csa_descriptor(x) * weight).sum(), x)
+    torch.testing.assert_close(grad.sum((2, 3)), expected)
+
+
+@pytest.mark.parametrize('mode', CSA_MODES)
+@pytest.mark.parametrize('value', [0.0, 1.0, -3.7, 1e-20, 1e4])
+@pytest.mark.parametrize('size', [(1, 1), (7, 7), (31, 17)])
+def test_csa_of_constant_map_is_neutral(mode, value, size):
+    x = torch.full((2, 48, *size), value, requires_grad=True)
+    assert torch.equal(csa_descriptor(x, mode), torch.zeros(2, 48))
+    layer = CSA(48, mode=mode)
+    layer(x).sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3])
+def test_csa_of_few_channels(channels):
+    x = torch.randn(2, channels, 4, 4, requires_grad=True)
+    CSA(channels)(x).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_csa_does_not_overflow_float16():
+    x = (200 * torch.randn(2, 64, 56, 56)).half()  # squared norms near 1e8, float16 ends at 65504
+    torch.testing.assert_close(csa_descriptor(x), csa_descriptor(x.float()))
+    with torch.autocast('cpu', torch.float16):
+        torch.testing.assert_close(
+            csa_descriptor(x.float()), csa_descriptor(x.float().double()).float(), rtol=1e-2, atol=1e-3
+        )
+
+
+def test_csa_stays_in_float32_under_autocast():
+    x = torch.randn(2, 64, 14, 14)
+    expected = csa_descriptor(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(csa_descriptor(x), expected)
+
+
+@pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_dtype_is_kept(attn, dtype):
+    layer = attn(32, dtype=dtype).eval()
+    y = layer(torch.randn(2, 32, 9, 8).to(dtype))
+    assert y.dtype == dtype
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize('attn', [CSA, SCSA])
+@pytest.mark.parametrize('size', [(1, 1), (2, 9), (6, 6), (7, 7), (13, 22), (56, 56)])
+def test_map_sizes_and_layouts(attn, size):
+    layer = attn(20).eval()
+    x = torch.randn(3, 20, *size)
+    y = layer(x)
+    assert y.shape == x.shape
+    torch.testing.assert_close(layer(x.contiguous(memory_format=torch.channels_last)), y)
+    torch.testing.assert_close(layer(x.transpose(2, 3).contiguous().transpose(2, 3)), y)
+    torch.testing.assert_close(torch.cat([layer(image[None]) for image in x]), y)
+    assert layer(x[:0]).shape == (0, 20, *size)
+
+
+@pytest.mark.parametrize('pool_type', ['avg', 'max', 'recombination'])
+@pytest.mark.parametrize('size', [3, 7, 10, 21])
+def test_scsa_pools(pool_type, size):
+    x = torch.randn(2, 16, size, size, requires_grad=True)
+    layer = SCSA(16, num_heads=2, pool_type=pool_type)
+    layer(x).sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+def test_scsa_attention_dropout_acts_in_training_only():
+    x = torch.randn(2, 16, 14, 14)
+    layer = SCSA(16, attn_drop=0.5)
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: CSA(64, mode='l3'), 'hybrid, l2, l1, cosine'),
+        (lambda: SCSA(30), 'multiple of 4'),
+        (lambda: SCSA(32, num_heads=5), 'num_heads=5'),
+        (lambda: SCSA(32, pool_type='min'), 'avg, max, recombination'),
+        (lambda: SCSA(32, window_size=0), 'window_size'),
+        (lambda: SCSA(32, window_size=-1, pool_type='recombination'), 'window'),
+        (lambda: SCSA(32, kernel_sizes=(3, 5, 7)), 'four odd'),
+        (lambda: SCSA(32, kernel_sizes=(2, 3, 5, 7)), 'four odd'),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize('attn', [CSA, SCSA])
+def test_as_attn_layer_of_any_timm_resnet(attn):
+    model = create_model('resnet50', block_args=dict(attn_layer=attn), num_classes=5)
+    assert sum(isinstance(m, attn) for m in model.modules()) == 16
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_csa_hidden_width_follows_timm():
+    assert CSA(256).fc1.out_features == 16
+    assert CSA(256, rd_ratio=1 / 8).fc1.out_features == 32
+    assert CSA(64, rd_divisor=8).fc1.out_features == 8
+    assert CSA(64, rd_channels=3).fc1.out_features == 3
+    assert timm.layers.create_attn(CSA, 64).fc1.out_features == 4

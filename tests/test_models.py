@@ -1,0 +1,325 @@
+"""The contract of every registered model, with timm and with its users. A new model is covered once registered."""
+
+import copy
+import pickle
+import re
+
+import pytest
+import timm
+import torch
+from golden import MODEL_CASES, authors_state_dict, load_model_case, rule_image
+from safetensors.torch import load_file, save_file
+from timm.models import get_pretrained_cfg, group_parameters
+
+from timm_attn.models import zoo_models
+
+MODELS = zoo_models()
+BACKBONES = [m for m in MODELS if not m.endswith('_cifar')]  # made for ImageNet: total stride 32
+DEEP = ('csa_resnet101', 'scsa_resnet101')
+
+# DESIGN of each architecture; None where the paper gives no exact number
+PARAMETERS = {
+    'csa_resnet50': 26_257_432,
+    'scsa_resnet50': 25_617_448,
+    'scsa_resnet101': 44_679_208,
+    'mbv2_ca': 3_950_648,
+    'mbv2_ca_075': 2_891_631,
+    'mbv2_ca_050': 2_095_568,
+    'mbv2_scsa': 3_619_048,
+    'mobilenext': 3_535_416,
+}
+REPORTED_MILLIONS = {'csa_resnet101': 45.2, 'mbv2_se': 3.89, 'mbv2_cbam': 3.88, 'resnet20_cifar': 0.27}
+
+
+def image(name, batch=2, size=None, **kwargs):
+    channels, *default = get_pretrained_cfg(name).input_size
+    return torch.randn(batch, channels, *(size or default), **kwargs)
+
+
+def small_image(name, batch=2):
+    return image(name, batch, (32, 32) if name.endswith('_cifar') else (64, 64))
+
+
+def wake_up(model):
+    """Move away from initial values, whose zeros and ones would hide mistakes."""
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            if key.endswith('running_var'):
+                value.uniform_(0.5, 1.5)
+            elif value.is_floating_point():
+                value.add_(torch.randn_like(value) * 0.02)
+    return model
+
+
+def test_the_zoo_is_complete():
+    names = {
+        *(f'{p}_resnet{d}' for p in ('csa', 'scsa') for d in (18, 34, 50, 101)),
+        *('mbv2_ca', 'mbv2_ca_075', 'mbv2_ca_050', 'mbv2_se', 'mbv2_cbam', 'mbv2_scsa'),
+        *('mobilenext', 'mobilenext_se', 'mobilenext_ca'),
+        *(f'{p}resnet20_cifar' for p in ('', 'se_', 'cbam_', 'ca_', 'csa_', 'scsa_')),
+    }
+    assert names <= set(MODELS)
+
+
+@pytest.mark.parametrize(('name', 'params'), PARAMETERS.items())
+def test_parameter_count(name, params):
+    model = timm.create_model(name, device='meta')
+    assert sum(p.numel() for p in model.parameters()) == params
+
+
+@pytest.mark.parametrize(('name', 'millions'), REPORTED_MILLIONS.items())
+def test_parameter_count_rounds_to_the_reported(name, millions):
+    model = timm.create_model(name, device='meta')
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, len(str(millions).split('.')[1])) == millions
+
+
+GOLDEN_MODELS = {
+    'houqb_mbv2_ca': ('mbv2_ca', {}),
+    'mmpretrain_scsa_resnet50': ('scsa_resnet50', {}),
+    'mmdet_csa_resnet50_last': ('csa_resnet50', dict(num_classes=0)),
+    'zhou_mobilenext_100': ('mobilenext', {}),
+}
+
+
+@pytest.mark.parametrize('through', ['pretrained', 'checkpoint_path'])
+@pytest.mark.parametrize('case_name', MODEL_CASES)
+def test_authors_numbers(case_name, through, tmp_path):
+    case = load_model_case(case_name)
+    name, model_args = GOLDEN_MODELS[case_name]
+    path = str(tmp_path / 'authors.pth')
+    torch.save(authors_state_dict(case), path)
+    if through == 'pretrained':
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=path), **model_args)
+    else:
+        model = timm.create_model(name, checkpoint_path=path, **model_args)
+    assert sum(p.numel() for p in model.parameters()) == case['params']
+
+    x = rule_image(case['input'])
+    model.eval()
+    with torch.no_grad():
+        if 'backbone' in case['note']:
+            stages = model.forward_intermediates(x, intermediates_only=True)[1:]
+            out = torch.cat([stage.mean((2, 3)) for stage in stages], dim=1)
+        else:
+            out = model(x)
+    assert list(out.shape) == case['out_shape']
+    torch.testing.assert_close(out[:, :32], torch.tensor(case['out']), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(out.norm(dim=1), torch.tensor(case['out_norm']), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize('autocast', [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('name', MODELS)
+def test_finite_at_initialisation(name, autocast):
+    model = timm.create_model(name, num_classes=5)
+    x = small_image(name)
+    with torch.autocast('cpu', autocast or torch.bfloat16, enabled=autocast is not None):
+        out = model.train()(x)
+        assert out.isfinite().all()
+        out.float().square().mean().backward()
+        assert model.eval()(x).isfinite().all()
+    for key, p in model.named_parameters():
+        assert p.grad is not None, key
+        assert p.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize('value', [0.0, 0.7])
+@pytest.mark.parametrize('name', MODELS)
+def test_finite_on_constant_images(name, value):
+    model = timm.create_model(name, num_classes=5)
+    x = torch.full_like(small_image(name), value).requires_grad_()
+    out = model.train()(x)
+    out.square().mean().backward()
+    assert out.isfinite().all()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert model.eval()(x).isfinite().all()
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_input_sizes(name):
+    model = timm.create_model(name).eval()
+    with torch.inference_mode():
+        for size in [(32, 32), (64, 64), (96, 96), (161, 161), (224, 224), (256, 192)]:
+            assert model(image(name, 1, size)).isfinite().all(), size
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_an_image_does_not_depend_on_its_batch(name):
+    model = wake_up(timm.create_model(name)).eval()
+    x = small_image(name, 5)
+    with torch.inference_mode():
+        together = model(x)
+        alone = torch.cat([model(one) for one in x.split(1)])
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4 * together.abs().max().item())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('name', MODELS)
+def test_dtype(name, dtype):
+    model = timm.create_model(name, dtype=dtype).eval()
+    assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {dtype}
+    out = model(small_image(name).to(dtype))
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_copies_and_formats_compute_the_same(name, tmp_path):
+    model = wake_up(timm.create_model(name)).eval()
+    x = small_image(name)
+    with torch.inference_mode():
+        expected = model(x)
+        assert torch.equal(copy.deepcopy(model)(x), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
+
+        save_file(model.state_dict(), tmp_path / 'model.safetensors')
+        again = timm.create_model(name, checkpoint_path=str(tmp_path / 'model.safetensors')).eval()
+        for key, value in model.state_dict().items():
+            assert torch.equal(again.state_dict()[key], value), key
+        assert load_file(tmp_path / 'model.safetensors').keys() == model.state_dict().keys()
+        assert torch.equal(again(x), expected)
+
+        model.to(memory_format=torch.channels_last)
+        out = model(x.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_save_and_load_as_local_dir(name, tmp_path):
+    model = wake_up(timm.create_model(name, num_classes=3)).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    x = small_image(name)
+    with torch.inference_mode():
+        assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_heads(name):
+    x = small_image(name)
+    model = timm.create_model(name, num_classes=7, in_chans=3, global_pool='max', drop_rate=0.1).eval()
+    with torch.inference_mode():
+        features = model.forward_features(x)
+        pooled = model.forward_head(features, pre_logits=True)
+        assert features.shape[:2] == (2, model.num_features)
+        assert pooled.shape == (2, model.head_hidden_size)
+        assert model(x).shape == (2, 7)
+        torch.testing.assert_close(pooled, features.amax((2, 3)))
+        model.reset_classifier(5)  # keeps the pooling
+        torch.testing.assert_close(model.forward_head(features, pre_logits=True), pooled)
+        assert model(x).shape == (2, 5)
+        model.reset_classifier(0)
+        torch.testing.assert_close(model(x), pooled)
+        model.reset_classifier(0, '')
+        torch.testing.assert_close(model(x), features)
+        one_channel = timm.create_model(name, in_chans=1).eval()
+        assert one_channel(x[:, :1]).isfinite().all()
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_features_only(name):
+    x = small_image(name)
+    whole = timm.create_model(name).eval()
+    backbone = timm.create_model(name, features_only=True).eval()
+    result = backbone.load_state_dict({k.replace('stages.', 'stages_').replace('blocks.', 'blocks_'): v
+                                       for k, v in whole.state_dict().items()}, strict=False)  # fmt: skip
+    assert not result.missing_keys
+    with torch.inference_mode():
+        final, maps = whole.forward_intermediates(x)
+        torch.testing.assert_close(final, whole.forward_features(x))
+        for expected, got, chs, stride in zip(
+            maps, backbone(x), backbone.feature_info.channels(), backbone.feature_info.reduction(), strict=True
+        ):
+            torch.testing.assert_close(got, expected)
+            assert got.shape[1:] == (chs, x.shape[2] // stride, x.shape[3] // stride)
+        two = timm.create_model(name, features_only=True, out_indices=(1, -1)).eval()
+        assert [f.shape for f in two(x)] == [maps[1].shape, maps[-1].shape]
+
+
+@pytest.mark.parametrize('output_stride', [8, 16, 32])
+@pytest.mark.parametrize('name', MODELS)
+def test_output_stride(name, output_stride):
+    backbone = timm.create_model(name, features_only=True, output_stride=output_stride).eval()
+    x = small_image(name)
+    total = min(output_stride, 4 if name.endswith('_cifar') else 32)
+    assert backbone.feature_info.reduction()[-1] == total
+    assert backbone(x)[-1].shape[2:] == (x.shape[2] // total, x.shape[3] // total)
+    # dilation does not change the weights
+    whole = timm.create_model(name, output_stride=output_stride, device='meta')
+    assert whole.state_dict().keys() == timm.create_model(name, device='meta').state_dict().keys()
+
+
+@pytest.mark.parametrize('features_only', [False, True])
+@pytest.mark.parametrize('name', [m for m in MODELS if m not in DEEP])
+def test_gradient_checkpointing_changes_nothing(name, features_only):
+    x = small_image(name)
+    grads = []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        model = timm.create_model(name, features_only=features_only).train()
+        model.set_grad_checkpointing(enable)
+        out = model(x)
+        sum(o.square().mean() for o in (out if features_only else [out])).backward()
+        grads.append({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for key, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][key], grad, rtol=1e-3, atol=1e-5, msg=lambda m, key=key: f'{key}: {m}')
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_for_optimisers(name):
+    model = timm.create_model(name, device='meta')
+    for coarse in (False, True):
+        groups = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
+        assert groups.keys() == {k for k, _ in model.named_parameters()}
+        assert len(set(groups.values())) > 3
+    assert set(model.no_weight_decay()) <= {k for k, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_drop_path(name):
+    model = timm.create_model(name, drop_path_rate=0.5).train()
+    assert any(isinstance(m, timm.layers.DropPath) and m.drop_prob for m in model.modules())
+    model(small_image(name)).sum().backward()
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_unknown_argument_is_refused(name):
+    with pytest.raises(TypeError, match='not_an_argument'):
+        timm.create_model(name, not_an_argument=1, device='meta')
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_training_moves_every_kind_of_parameter(name):
+    model = timm.create_model(name, num_classes=3).train()
+    before = {k: p.clone() for k, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = small_image(name, 4)
+    for _ in range(3):  # no gradient passes the zero-initialised last norms in the first step
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), torch.tensor([0, 1, 2, 0])).backward()
+        optimizer.step()
+    # Of one kind, the copies in some blocks may stand still: all hidden units of a narrow gate may start out dead.
+    kinds = {re.sub(r'\d+', 'N', k): False for k in before}
+    for key, p in model.named_parameters():
+        assert p.isfinite().all(), key
+        kinds[re.sub(r'\d+', 'N', key)] |= not torch.equal(p, before[key])
+    assert [kind for kind, moved in kinds.items() if not moved] == []
+
+
+def test_csa_blocks():
+    count = {}
+    for blocks in ('last', 'all'):
+        model = timm.create_model('csa_resnet50', csa_blocks=blocks, device='meta')
+        count[blocks] = sum(b.se is not None for layer in (1, 2, 3, 4) for b in getattr(model, f'layer{layer}'))
+    assert count == {'last': 4, 'all': 16}
+    with pytest.raises(ValueError, match='last, all'):
+        timm.create_model('csa_resnet50', csa_blocks='first', device='meta')
+    model = timm.create_model('csa_resnet18', block_args=dict(attn_layer='eca'), device='meta')
+    assert isinstance(model.layer1[1].se, timm.layers.EcaModule)
+
+
+@pytest.mark.parametrize('name', ['mobilenext', 'resnet20_cifar'])
+def test_wrong_output_stride(name):
+    with pytest.raises(ValueError, match='output_stride=7'):
+        timm.create_model(name, output_stride=7)

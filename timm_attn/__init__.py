@@ -1,0 +1,6 @@
+"""Attention-augmented CNNs inside timm: ``import timm_attn`` registers the models with ``timm.create_model``."""
+
+from . import models
+
+__version__ = '0.1.0'
+__all__ = ['models']

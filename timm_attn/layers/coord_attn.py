@@ -1,0 +1,42 @@
+"""timm's attention layers with the arguments of the coordinate attention paper.
+
+Paper: `Coordinate Attention for Efficient Mobile Network Design` - https://arxiv.org/abs/2103.02907
+Original placement: MobileNetV2, after the depthwise convolution of each block that expands; MobileNeXt, after the
+first depthwise convolution of a block.
+"""
+
+from timm.layers import SqueezeExcite
+from timm.layers.cbam import CbamModule
+from timm.layers.coord_attn import CoordAttn
+from torch import nn
+
+
+def coord_attn(channels: int, **kwargs) -> CoordAttn:
+    """Coordinate attention as published: hidden width max(8, C // 32), biases, hard swish.
+
+    Args:
+        channels: Number of input channels C.
+        **kwargs: Arguments of timm's CoordAttn that replace or extend these. The variant with ReLU and reduction 16
+            that is in circulation is ``coord_attn(C, rd_channels=max(8, C // 16), act_layer=nn.ReLU)``.
+    """
+    return CoordAttn(channels, **dict(dict(rd_channels=max(8, channels // 32), bias=True), **kwargs))
+
+
+def squeeze_excite(channels: int, **kwargs) -> nn.Module:
+    """Squeeze-and-excitation, the paper's baseline: two 1x1 convolutions with bias, hidden width C // 24, ReLU6.
+
+    Args:
+        channels: Number of input channels C.
+        **kwargs: Arguments of timm's SEModule that replace or extend these.
+    """
+    return SqueezeExcite(channels, **dict(dict(rd_channels=max(1, channels // 24), act_layer=nn.ReLU6), **kwargs))
+
+
+def cbam(channels: int, **kwargs) -> CbamModule:
+    """CBAM, the paper's baseline: the hidden width of :func:`squeeze_excite`, and a 7x7 spatial gate.
+
+    Args:
+        channels: Number of input channels C.
+        **kwargs: Arguments of timm's CbamModule that replace or extend these.
+    """
+    return CbamModule(channels, **dict(dict(rd_channels=max(1, channels // 24)), **kwargs))

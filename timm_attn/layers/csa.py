@@ -1,0 +1,145 @@
+"""CSA: channel-wise spatially autocorrelated attention.
+
+Paper: `CSA-Net: Channel-wise Spatially Autocorrelated Attention Networks` - https://arxiv.org/abs/2405.05755
+Original placement: after the last norm of a residual block, before the addition of the shortcut.
+"""
+
+import torch
+from timm.layers import create_act_layer, make_divisible
+from timm.models import register_notrace_function
+from torch import nn
+
+CSA_MODES = ('hybrid', 'l2', 'l1', 'cosine')
+
+
+def _standardize(x: torch.Tensor) -> torch.Tensor:
+    """Shift and scale the last axis of (B, C) to mean 0 and unbiased std 1.
+
+    Values that agree to within rounding carry no signal: they become exact zeros with zero gradient, where a plain
+    division by the std would blow rounding noise up to unit variance, or give NaN.
+    """
+    eps = 1e-6 if x.dtype == torch.float32 else 1e-14
+    centered = x - x.mean(dim=-1, keepdim=True)
+    varies = centered.abs().amax(dim=-1, keepdim=True) > eps * x.abs().amax(dim=-1, keepdim=True)
+    # Both sides of the division are made safe, so that no NaN reaches the gradient through the discarded branch.
+    centered = torch.where(varies, centered, torch.zeros_like(centered))
+    var = centered.square().sum(dim=-1, keepdim=True) / max(x.shape[-1] - 1, 1)
+    return centered * torch.where(varies, var, torch.ones_like(var)).rsqrt()
+
+
+def _contiguity(f: torch.Tensor, mode: str) -> torch.Tensor:
+    """Contiguity v_ij between channels (eq. 2), zero on the diagonal: (B, C, N) -> (B, C, C)."""
+    C = f.shape[1]
+    if mode == 'l1':
+        dist = torch.cdist(f, f, p=1.0)
+        v = torch.exp(-dist / dist.mean(dim=(1, 2), keepdim=True).clamp_min(1e-30))
+    else:
+        gram = f @ f.transpose(1, 2)  # serves the distance and the cosine
+        sq_norm = gram.diagonal(dim1=1, dim2=2)  # (B, C)
+        if mode == 'cosine':
+            v = gram
+        else:
+            dist = (sq_norm.unsqueeze(2) + sq_norm.unsqueeze(1) - 2.0 * gram).clamp_min(0.0).sqrt()
+            v = torch.exp(-dist / dist.mean(dim=(1, 2), keepdim=True).clamp_min(1e-30))
+        if mode != 'l2':
+            inv_norm = torch.where(sq_norm > 0, sq_norm, torch.ones_like(sq_norm)).rsqrt()  # 0 / 1 for a zero channel
+            cos = gram * inv_norm.unsqueeze(2) * inv_norm.unsqueeze(1)
+            v = cos if mode == 'cosine' else v * cos.clamp_min(0.0)
+    return v.masked_fill(torch.eye(C, dtype=torch.bool, device=f.device), 0.0)
+
+
+def _moran(x: torch.Tensor, mode: str) -> torch.Tensor:
+    x = x.flatten(2)
+    z = _standardize(x.mean(dim=2))  # (B, C)
+    v = _contiguity(x.detach(), mode)  # the weights are constants for the gradient
+    # I_i = z_i * sum_j v_ij z_j. Dividing v by its sum cannot change the standardised result; only the sign remains.
+    local = z * (v @ z.unsqueeze(-1)).squeeze(-1)
+    if mode == 'cosine':
+        local = local * v.sum(dim=(1, 2)).sign().unsqueeze(-1)
+    return _standardize(local)
+
+
+@register_notrace_function
+def csa_descriptor(x: torch.Tensor, mode: str = 'hybrid') -> torch.Tensor:
+    """Standardised local Moran's I of every channel: how each channel's mean agrees with those of similar channels.
+
+    Computed in float32 (float64 for float64 input) whatever the input or autocast type: squared norms of a feature
+    map overflow float16. Source: CSA-Net, eq. 1 to 6; the default ``hybrid`` weights are those of the authors' code.
+
+    Args:
+        x: Feature map (B, C, H, W).
+        mode: Contiguity between channels f_i and f_j, where d_ij is their distance and dbar the mean of all d_ij:
+            ``hybrid`` exp(-d_ij / dbar) * max(cos, 0), ``l2`` exp(-d_ij / dbar), ``l1`` the same with the L1
+            distance, ``cosine`` cos(f_i, f_j).
+
+    Returns:
+        (B, C), mean 0 and std 1 over the channels; all zeros where the channels cannot be told apart.
+    """
+    if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
+        x = x.float()
+    if torch.jit.is_scripting():
+        return _moran(x, mode)
+    else:
+        device_type = x.device.type
+        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+            with torch.autocast(device_type, enabled=False):
+                return _moran(x, mode)
+        return _moran(x, mode)
+
+
+class CSA(nn.Module):
+    """Channel-wise spatially autocorrelated attention: gates each channel by its local Moran's I.
+
+    out = x * sigmoid(fc2(relu(fc1(q)))) with q = :func:`csa_descriptor` of x, computed per image.
+
+    Source: CSA-Net (arXiv 2405.05755), section 3. Original placement: after the last norm of the residual block.
+
+    Args:
+        channels: Number of input channels C.
+        rd_ratio: Width of the hidden layer as a share of C.
+        rd_channels: Width of the hidden layer, overrides ``rd_ratio``.
+        rd_divisor: The width from ``rd_ratio`` is rounded to a multiple of this.
+        mode: Contiguity between channels, one of ``hybrid``, ``l2``, ``l1``, ``cosine`` (see :func:`csa_descriptor`).
+        act_layer: Activation of the hidden layer.
+        gate_layer: Activation of the gate.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
+
+    Raises:
+        ValueError: If ``mode`` is none of the four.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W), any H and W from 1 up.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rd_ratio: float = 1.0 / 16,
+        rd_channels: int | None = None,
+        rd_divisor: int = 1,
+        mode: str = 'hybrid',
+        act_layer=nn.ReLU,
+        gate_layer='sigmoid',
+        device=None,
+        dtype=None,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if mode not in CSA_MODES:
+            raise ValueError(f'CSA mode {mode!r} is unknown; choose one of {", ".join(CSA_MODES)}.')
+        self.mode = mode
+        if not rd_channels:
+            rd_channels = make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
+        self.fc1 = nn.Linear(channels, rd_channels, **dd)
+        self.act = create_act_layer(act_layer, inplace=True)
+        self.fc2 = nn.Linear(rd_channels, channels, **dd)
+        self.gate = create_act_layer(gate_layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = csa_descriptor(x, self.mode).to(x.dtype)  # (B, C)
+        gate = self.gate(self.fc2(self.act(self.fc1(q))))
+        return x * gate.to(x.dtype)[:, :, None, None]
+
+    def extra_repr(self) -> str:
+        return f'mode={self.mode}'

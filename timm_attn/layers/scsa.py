@@ -1,0 +1,139 @@
+"""SCSA: spatial and channel synergistic attention.
+
+Paper: `SCSA: Exploring the Synergistic Effects Between Spatial and Channel Attention` -
+https://arxiv.org/abs/2407.05128
+Original placement: ResNet, after the middle convolution of a block; MobileNetV2, after the depthwise convolution.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import create_act_layer
+from timm.models import register_notrace_function
+from torch import nn
+
+SCSA_POOLS = ('avg', 'max', 'recombination')
+
+
+@register_notrace_function
+def window_pool(x: torch.Tensor, window: int, mode: str) -> torch.Tensor:
+    """Pool (B, C, H, W) over windows that do not overlap, each cut to the map where the map is smaller.
+
+    Args:
+        x: Feature map (B, C, H, W).
+        window: Side of the window in pixels, -1 for the whole map.
+        mode: ``avg``, ``max``, or ``recombination``, which keeps every pixel: it moves the pixels of a window to
+            channels, (B, C * window ** 2, H // window, W // window), a smaller map being padded with zeros.
+    """
+    H, W = x.shape[2], x.shape[3]
+    if window == -1:
+        return x.mean(dim=(2, 3), keepdim=True)
+    if mode == 'recombination':
+        x = F.pad(x, [0, max(window - W, 0), 0, max(window - H, 0)])
+        H, W = x.shape[2] // window * window, x.shape[3] // window * window
+        return F.pixel_unshuffle(x[:, :, :H, :W], window)
+    kernel = [min(window, H), min(window, W)]
+    return F.max_pool2d(x, kernel, kernel) if mode == 'max' else F.avg_pool2d(x, kernel, kernel)
+
+
+class SCSA(nn.Module):
+    """Spatial and channel synergistic attention.
+
+    Spatial: the means over W and over H each pass four depthwise 1-D convolutions, one a quarter of the channels, a
+    group norm and a gate; x' = x * gate_h * gate_w. Channel: self-attention between the channels of the pooled x',
+    averaged over positions, gates x'.
+
+    Source: SCSA (arXiv 2407.05128), section 3.
+
+    Args:
+        channels: Number of input channels C, a multiple of 4 and of ``num_heads``.
+        num_heads: Heads of the channel attention; each attends over C / num_heads channels.
+        window_size: Side in pixels of the pooling window in front of the channel attention; -1 pools the whole map.
+        kernel_sizes: Kernel of the 1-D convolution of each quarter of the channels, odd numbers.
+        qkv_bias: Whether query, key and value have a bias.
+        pool_type: Pooling of the windows: ``avg``, ``max`` or ``recombination`` (pixels to channels, then a 1x1
+            convolution back to C).
+        gate_layer: Activation of the gates; ``softmax`` is taken along the axis (spatial) and over C (channel).
+        attn_drop: Dropout of the channel attention matrix.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
+
+    Raises:
+        ValueError: If C is not a multiple of 4 and of ``num_heads``, or an option is none of those above.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W), any H and W from 1 up.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int = 1,
+        window_size: int = 7,
+        kernel_sizes: Sequence[int] = (3, 5, 7, 9),
+        qkv_bias: bool = False,
+        pool_type: str = 'avg',
+        gate_layer='sigmoid',
+        attn_drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if channels % 4:
+            raise ValueError(f'SCSA splits the channels into 4 groups: channels={channels} is not a multiple of 4.')
+        if num_heads < 1 or channels % num_heads:
+            raise ValueError(f'SCSA: channels={channels} is not a multiple of num_heads={num_heads}.')
+        if len(kernel_sizes) != 4 or any(k % 2 == 0 for k in kernel_sizes):
+            raise ValueError(f'SCSA needs four odd kernel_sizes, one a group of channels; got {tuple(kernel_sizes)}.')
+        if pool_type not in SCSA_POOLS:
+            raise ValueError(f'SCSA pool_type {pool_type!r} is unknown; choose one of {", ".join(SCSA_POOLS)}.')
+        if window_size != -1 and window_size < 1:
+            raise ValueError(f'SCSA window_size must be 1 or more, or -1 for the whole map; got {window_size}.')
+        if window_size == -1 and pool_type == 'recombination':
+            raise ValueError("SCSA pool_type 'recombination' needs a window; got window_size=-1.")
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.pool_type = pool_type
+        self.scale = (channels // num_heads) ** -0.5
+
+        group = channels // 4
+        self.dwc = nn.ModuleList([nn.Conv1d(group, group, k, padding=k // 2, groups=group, **dd) for k in kernel_sizes])
+        self.norm_h = nn.GroupNorm(4, channels, **dd)
+        self.norm_w = nn.GroupNorm(4, channels, **dd)
+        softmax = gate_layer == 'softmax'
+        self.spatial_gate = nn.Softmax(dim=2) if softmax else create_act_layer(gate_layer)
+
+        if pool_type == 'recombination':
+            self.reduce = nn.Conv2d(channels * window_size**2, channels, 1, bias=False, **dd)
+        else:
+            self.reduce = nn.Identity()
+        self.norm = nn.GroupNorm(1, channels, **dd)
+        self.q = nn.Conv2d(channels, channels, 1, groups=channels, bias=qkv_bias, **dd)
+        self.k = nn.Conv2d(channels, channels, 1, groups=channels, bias=qkv_bias, **dd)
+        self.v = nn.Conv2d(channels, channels, 1, groups=channels, bias=qkv_bias, **dd)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.channel_gate = nn.Softmax(dim=1) if softmax else create_act_layer(gate_layer)
+
+    def _axis_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Multi-scale depthwise convolution along one axis, shared by both: (B, C, L) -> (B, C, L)."""
+        groups = x.chunk(4, dim=1)
+        return torch.cat([conv(groups[i]) for i, conv in enumerate(self.dwc)], dim=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, C = x.shape[0], x.shape[1]
+        gate_h = self.spatial_gate(self.norm_h(self._axis_features(x.mean(dim=3))))  # (B, C, H)
+        gate_w = self.spatial_gate(self.norm_w(self._axis_features(x.mean(dim=2))))  # (B, C, W)
+        x = x * gate_h.to(x.dtype).unsqueeze(3) * gate_w.to(x.dtype).unsqueeze(2)
+
+        y = self.norm(self.reduce(window_pool(x, self.window_size, self.pool_type)))
+        heads = [B, self.num_heads, C // self.num_heads, y.shape[2] * y.shape[3]]
+        q = self.q(y).reshape(heads)  # (B, nh, C / nh, N)
+        k = self.k(y).reshape(heads)
+        v = self.v(y).reshape(heads)
+        attn = (q * self.scale) @ k.transpose(2, 3)  # (B, nh, C / nh, C / nh)
+        attn = self.attn_drop(attn.softmax(dim=-1))
+        # The mean over positions commutes with the matrix: a product with one column instead of N.
+        y = attn @ v.mean(dim=3, keepdim=True).to(attn.dtype)  # (B, nh, C / nh, 1)
+        return x * self.channel_gate(y.reshape(B, C, 1, 1)).to(x.dtype)

@@ -1,0 +1,110 @@
+"""CSA-Net: ResNet with channel-wise spatially autocorrelated attention.
+
+Paper: `CSA-Net: Channel-wise Spatially Autocorrelated Attention Networks` - https://arxiv.org/abs/2405.05755
+"""
+
+from collections.abc import Iterable
+
+from timm.layers import create_attn
+from timm.models import generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
+
+from ..layers import CSA
+from ..pretrained import ForeignCheckpoints, rename_csa_resnet
+from ._build import build_model, imagenet_cfg
+
+__all__ = ['CsaResNet']
+
+CSA_BLOCKS = ('last', 'all')
+
+
+def insert_attn(stages: Iterable[nn.Sequential], attn_layer, blocks: str) -> None:
+    """Put ``attn_layer`` behind the last norm of timm residual blocks.
+
+    Args:
+        stages: Stages of timm ResNet blocks.
+        attn_layer: Attention class, channels first.
+        blocks: ``last``, the last block of each stage (the paper), or ``all`` (the authors' detection code).
+
+    Raises:
+        ValueError: If ``blocks`` is neither.
+    """
+    if blocks not in CSA_BLOCKS:
+        raise ValueError(f'csa_blocks={blocks!r} is unknown; choose one of {", ".join(CSA_BLOCKS)}.')
+    for stage in stages:
+        for block in stage if blocks == 'all' else stage[-1:]:
+            last_conv = block.conv3 if isinstance(block, Bottleneck) else block.conv2
+            weight = last_conv.weight
+            block.se = create_attn(attn_layer, last_conv.out_channels, device=weight.device, dtype=weight.dtype)
+
+
+class CsaResNet(ForeignCheckpoints, ResNet):
+    """timm's ResNet with CSA in front of the residual addition.
+
+    Args:
+        block: Residual block class.
+        layers: Blocks of each stage.
+        csa_blocks: ``last`` puts CSA into the last block of each stage (the paper), ``all`` into every block (the
+            authors' detection code).
+        block_args: Further arguments of the blocks; ``attn_layer`` replaces CSA, for example by
+            ``partial(CSA, mode='l2')``.
+        **kwargs: Arguments of ``timm.models.ResNet``.
+
+    Raises:
+        ValueError: If ``csa_blocks`` is neither ``last`` nor ``all``.
+    """
+
+    rename_key = staticmethod(rename_csa_resnet)
+
+    def __init__(self, block, layers, csa_blocks: str = 'last', block_args: dict | None = None, **kwargs):
+        block_args = dict(block_args or {})
+        attn_layer = block_args.pop('attn_layer', CSA)
+        super().__init__(block, layers, block_args=block_args, **kwargs)
+        insert_attn((self.layer1, self.layer2, self.layer3, self.layer4), attn_layer, csa_blocks)
+
+
+def _create_csa_resnet(variant: str, pretrained: bool = False, **kwargs) -> CsaResNet:
+    return build_model(CsaResNet, variant, pretrained, **kwargs)
+
+
+def _cfg(**kwargs) -> dict:
+    return imagenet_cfg(first_conv='conv1', classifier='fc', paper_ids='arXiv:2405.05755', **kwargs)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        'csa_resnet18.untrained': _cfg(),
+        'csa_resnet34.untrained': _cfg(),
+        'csa_resnet50.untrained': _cfg(),
+        'csa_resnet101.untrained': _cfg(),
+    }
+)
+
+
+@register_model
+def csa_resnet18(pretrained: bool = False, **kwargs) -> CsaResNet:
+    """ResNet-18 with CSA in the last block of each stage."""
+    model_args = dict(block=BasicBlock, layers=(2, 2, 2, 2))
+    return _create_csa_resnet('csa_resnet18', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def csa_resnet34(pretrained: bool = False, **kwargs) -> CsaResNet:
+    """ResNet-34 with CSA in the last block of each stage."""
+    model_args = dict(block=BasicBlock, layers=(3, 4, 6, 3))
+    return _create_csa_resnet('csa_resnet34', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def csa_resnet50(pretrained: bool = False, **kwargs) -> CsaResNet:
+    """ResNet-50 with CSA in the last block of each stage."""
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3))
+    return _create_csa_resnet('csa_resnet50', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def csa_resnet101(pretrained: bool = False, **kwargs) -> CsaResNet:
+    """ResNet-101 with CSA in the last block of each stage."""
+    model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3))
+    return _create_csa_resnet('csa_resnet101', pretrained, **dict(model_args, **kwargs))

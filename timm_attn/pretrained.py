@@ -1,0 +1,321 @@
+"""Checkpoints of other code bases: their keys renamed to ours, every key accounted for.
+
+A model class names the function that renames its keys. Renaming leaves our own keys alone, so that it can be applied
+to every checkpoint and twice to the same one.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from timm.models import clean_state_dict, load_state_dict
+from torch import nn
+
+_logger = logging.getLogger(__name__)
+
+# What stands beside the backbone in the checkpoint of a detector or segmenter, and is of no use to a classifier.
+_TASK_PARTS = ('neck.', 'rpn_head.', 'roi_head.', 'bbox_head.', 'mask_head.', 'decode_head.', 'auxiliary_head.')
+_WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read, or does not fit the model."""
+
+
+class ForeignCheckpoints:
+    """Mixin of the models: ``load_state_dict`` also takes checkpoints with the keys of the authors' code."""
+
+    rename_key: Callable[[str], str] = staticmethod(lambda key: key)
+    """Key of a foreign checkpoint, without wrapper prefixes -> our key. Our own keys are returned as they are."""
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that are never decayed, besides biases and norms: none."""
+        return set()
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """Load our own or the authors' checkpoint.
+
+        With the authors' keys, a classifier for another number of classes is left out, as timm does, if the model was
+        made for a number of classes that is not its default; the model then keeps its fresh classifier.
+
+        Args:
+            state_dict: Tensors by key, in any wrapping that is in use.
+            strict: Raise on a missing, an unexpected or a wrongly shaped tensor.
+            assign: Take over the tensors themselves, not their values.
+
+        Returns:
+            The missing and the unexpected keys, as torch does.
+
+        Raises:
+            CheckpointError: With ``strict``, if the checkpoint does not fit; the message says where.
+        """
+        converted = to_native_keys(state_dict, self)
+        if strict:
+            if converted.keys() != state_dict.keys() and _has_new_head(self):
+                _keep_fresh_head(converted, self)
+            check_fits(converted, self)
+        return super().load_state_dict(converted, strict=strict, assign=assign)
+
+
+def _head_keys(model: nn.Module) -> tuple[str, str]:
+    head = model.pretrained_cfg['classifier']
+    return f'{head}.weight', f'{head}.bias'
+
+
+def _has_new_head(model: nn.Module) -> bool:
+    """Whether the model was made for another number of classes than its weights are declared to have."""
+    return model.num_classes != model.pretrained_cfg.get('num_classes')
+
+
+def _keep_fresh_head(state_dict: dict[str, torch.Tensor], model: nn.Module) -> None:
+    own = model.state_dict()
+    weight = state_dict.get(_head_keys(model)[0])
+    if weight is not None and model.num_classes and weight.shape[0] == model.num_classes:
+        return
+    for key in _head_keys(model):
+        state_dict.pop(key, None)
+        if key in own:
+            state_dict[key] = own[key]
+    if model.num_classes:
+        _logger.warning(f'The classifier for {model.num_classes} classes is not in the checkpoint: it starts fresh.')
+
+
+def to_native_keys(state_dict: dict, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Unwrap a checkpoint and rename its keys to the model's.
+
+    Args:
+        state_dict: Tensors by key, plain or inside ``state_dict``, ``model`` or their EMA, with or without the
+            prefixes of DDP, ``torch.compile`` and OpenMMLab.
+        model: The model that is to load it.
+
+    Returns:
+        A new dict; our own checkpoint comes back with the same keys.
+    """
+    for wrapper in _WRAPPERS:
+        if isinstance(state_dict.get(wrapper), dict):
+            state_dict = state_dict[wrapper]
+            break
+    state_dict = clean_state_dict(state_dict)
+    if any(key.startswith('backbone.') for key in state_dict):
+        state_dict = {
+            key.removeprefix('backbone.'): value for key, value in state_dict.items() if not key.startswith(_TASK_PARTS)
+        }
+    return {model.rename_key(key): value for key, value in state_dict.items()}
+
+
+def checkpoint_filter_fn(state_dict: dict, model: nn.Module, with_head: bool = True) -> dict[str, torch.Tensor]:
+    """Timm's hook between reading a checkpoint and loading it: our keys, all of them, and no others.
+
+    timm itself loads without checks as soon as the number of classes differs, so the check is here.
+
+    Args:
+        state_dict: The checkpoint.
+        model: The model that is to load it.
+        with_head: Whether the classifier is wanted; False for feature extractors.
+
+    Returns:
+        The state dict in our keys; its classifier is still that of the checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint does not fit the model.
+    """
+    converted = to_native_keys(state_dict, model)
+    ignore = [] if with_head and not _has_new_head(model) else list(_head_keys(model))
+    # The stem may still be converted to another number of input channels.
+    check_fits(converted, model, ignore=ignore, ignore_shape=[f'{model.pretrained_cfg["first_conv"]}.weight'])
+    return converted
+
+
+def check_fits(
+    state_dict: dict[str, torch.Tensor],
+    model: nn.Module,
+    ignore: Iterable[str] = (),
+    ignore_shape: Iterable[str] = (),
+) -> None:
+    """Compare a state dict with the model's own.
+
+    Args:
+        state_dict: Tensors by key.
+        model: The model that is to load them.
+        ignore: Keys that may be missing, additional or of any shape.
+        ignore_shape: Keys that may be of any shape.
+
+    Raises:
+        CheckpointError: If anything is missing, unexpected or of another shape.
+    """
+    own = {k: v.shape for k, v in model.state_dict().items() if k not in ignore}
+    given = {k: getattr(v, 'shape', None) for k, v in state_dict.items() if k not in ignore}
+    missing = [k for k in own if k not in given]
+    unexpected = [k for k in given if k not in own]
+    misshaped = [k for k in own if k in given and k not in ignore_shape and own[k] != given[k]]
+    if not (missing or unexpected or misshaped):
+        return
+    name = model.pretrained_cfg.get('architecture') or type(model).__name__
+    parts = [
+        f'{len(keys)} {what} ({_some(keys)})'
+        for what, keys in (('missing', missing), ('unexpected', unexpected))
+        if keys
+    ]
+    if misshaped:
+        shapes = [f'{k}: {_shape(given[k])} in the checkpoint, {_shape(own[k])} in the model' for k in misshaped]
+        parts.append(f'{len(misshaped)} of another shape ({_some(shapes, "; ")})')
+    raise CheckpointError(
+        f'This checkpoint does not fit {name}. Tensors: {", ".join(parts)}. '
+        f'{_hint(missing, unexpected, misshaped, own, given, _head_keys(model))}'
+    )
+
+
+def _some(items: list[str], separator: str = ', ', most: int = 3) -> str:
+    more = f'{separator}and {len(items) - most} more' if len(items) > most else ''
+    return separator.join(items[:most]) + more
+
+
+def _shape(shape) -> str:
+    return 'x'.join(str(n) for n in shape) if shape is not None else 'no tensor'
+
+
+def _hint(missing, unexpected, misshaped, own, given, head_keys) -> str:
+    """The next step, told from what does not fit."""
+    problems = {*missing, *unexpected, *misshaped}
+    if problems <= set(head_keys):
+        if missing:
+            return (
+                'It holds no classifier: pass num_classes=0 for pooled features, features_only=True for feature maps, '
+                'or your own number of classes for a fresh classifier.'
+            )
+        classes = given[head_keys[0]][0]
+        return (
+            f'It was trained for {classes} classes: pass num_classes={classes}, and with pretrained=True also '
+            f'pretrained_cfg_overlay=dict(..., num_classes={classes}).'
+        )
+    if all('.se.fc' in key for key in problems):
+        return "CSA may stand in other blocks than here: try csa_blocks='all' or csa_blocks='last'."
+    if len(own) - len(missing) - len(misshaped) < len(own) // 2:
+        return 'It looks like the checkpoint of another architecture.'
+    return 'Check that it belongs to this model and was made with the same arguments.'
+
+
+def explain_unreadable(path: str) -> None:
+    """Read a checkpoint file again after a failure, to tell an unreadable file from one that does not fit.
+
+    Args:
+        path: File that was to be loaded.
+
+    Raises:
+        CheckpointError: If the file itself is the reason; returns where it can be read.
+    """
+    if not Path(path).exists():
+        raise CheckpointError(f'There is no checkpoint at {path!r}.')
+    if Path(path).is_dir():
+        raise CheckpointError(f"{path!r} is a directory, not a checkpoint file. Load a model folder by 'local-dir:'.")
+    try:
+        load_state_dict(path, weights_only=True)
+    except Exception as e:
+        raise CheckpointError(
+            f'Cannot read the checkpoint {path!r}: it is cut off or damaged, no checkpoint at all, or would run code '
+            f'when loaded, which is refused. Fetch it again, or ask its author for a safetensors file. ({e})'
+        ) from e
+
+
+def _substitute(*rules: tuple[str, str | Callable[[re.Match], str]]) -> Callable[[str], str]:
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+
+    def rename(key: str) -> str:
+        for pattern, replacement in compiled:
+            key = pattern.sub(replacement, key)
+        return key
+
+    return rename
+
+
+def _block_name(index: int, depths: tuple[int, ...]) -> str:
+    """Running number of a block, from 0 -> ``stage.block``."""
+    for stage, depth in enumerate(depths):
+        if index < depth:
+            return f'{stage}.{index}'
+        index -= depth
+    return f'{len(depths)}.{index}'  # no such block: reported as unexpected
+
+
+_SCSA_RULES = (
+    (r'\blocal_dwc\.', 'dwc.0.'),
+    (r'\bglobal_dwc_s\.', 'dwc.1.'),
+    (r'\bglobal_dwc_m\.', 'dwc.2.'),
+    (r'\bglobal_dwc_l\.', 'dwc.3.'),
+    (r'\bconv_d\.', 'reduce.'),
+)
+
+# mmdet, github.com/nick-nikzad/CSA-Net
+rename_csa_resnet = _substitute(
+    (r'\bcsa_att\.mlp_D\.1\.', 'se.fc1.'),
+    (r'\bcsa_att\.mlp_U\.', 'se.fc2.'),
+    (r'^head\.fc\.', 'fc.'),
+)
+
+# mmpretrain, github.com/HZAI-ZJNU/SCSA
+rename_scsa_resnet = _substitute(*_SCSA_RULES, (r'^head\.fc\.', 'fc.'))
+
+_MBV2_DEPTHS = (1, 2, 3, 4, 3, 3, 1)
+_MBV2_FIRST = {'0': 'conv_dw', '1': 'bn1', '3': 'conv_pw', '4': 'bn2'}
+_MBV2_OTHER = {'0': 'conv_pw', '1': 'bn1', '3': 'conv_dw', '4': 'bn2', '6': 'se', '7': 'conv_pwl', '8': 'bn3'}
+_MM_FIRST = {'0.conv': 'conv_dw', '0.bn': 'bn1', '1': 'se', '2.conv': 'conv_pw', '2.bn': 'bn2'}
+_MM_OTHER = {
+    '0.conv': 'conv_pw', '0.bn': 'bn1', '1.conv': 'conv_dw', '1.bn': 'bn2', '2': 'se', '3.conv': 'conv_pwl',
+    '3.bn': 'bn3',
+}  # fmt: skip
+
+
+def _houqb_mbv2_block(match: re.Match) -> str:
+    index, layer = int(match[1]) - 1, match[2]
+    names = _MBV2_FIRST if index == 0 else _MBV2_OTHER
+    return f'blocks.{_block_name(index, _MBV2_DEPTHS)}.{names.get(layer, layer)}.'
+
+
+def _mm_mbv2_block(match: re.Match) -> str:
+    stage, block, layer = int(match[1]) - 1, match[2], match[3]
+    names = _MM_FIRST if stage == 0 else _MM_OTHER
+    return f'blocks.{stage}.{block}.{names.get(layer, layer)}.'
+
+
+# github.com/houqb/CoordAttention, and mmpretrain from github.com/HZAI-ZJNU/SCSA
+rename_mbv2 = _substitute(
+    (r'^features\.0\.0\.', 'conv_stem.'),
+    (r'^features\.0\.1\.', 'bn1.'),
+    (r'^features\.(\d+)\.conv\.(\d+)\.', _houqb_mbv2_block),
+    (r'^conv1\.conv\.', 'conv_stem.'),
+    (r'^conv1\.bn\.', 'bn1.'),
+    (r'^layer(\d+)\.(\d+)\.conv\.(\d+\.conv|\d+\.bn|\d+)\.', _mm_mbv2_block),
+    (r'^(?:conv\.0|conv2\.conv)\.', 'conv_head.'),
+    (r'^(?:conv\.1|conv2\.bn)\.', 'bn2.'),
+    (r'\.se\.conv2\.', '.se.conv_h.'),
+    (r'\.se\.conv3\.', '.se.conv_w.'),
+    *_SCSA_RULES,
+    (r'^(?:classifier\.1|head\.fc)\.', 'classifier.'),
+)
+
+_MNEXT_DEPTHS = (1, 1, 3, 3, 4, 4, 3, 1)
+_MNEXT_POINTWISE = {'0': 'conv_reduce', '1': 'bn2', '2': 'conv_expand', '3': 'bn3', '5': 'conv_dw2', '6': 'bn4'}
+_MNEXT_WHOLE = {
+    '0': 'conv_dw1', '1': 'bn1', '3': 'conv_reduce', '4': 'bn2', '5': 'conv_expand', '6': 'bn3', '8': 'conv_dw2',
+    '9': 'bn4',
+}  # fmt: skip
+
+
+def _mobilenext_block(match: re.Match) -> str:
+    index, layer = int(match[1]) - 1, match[2]
+    stage, block = _block_name(index, _MNEXT_DEPTHS).split('.')
+    first_of_many = block == '0' and int(stage) < len(_MNEXT_DEPTHS) and _MNEXT_DEPTHS[int(stage)] > 1
+    names = _MNEXT_POINTWISE if first_of_many else _MNEXT_WHOLE
+    return f'stages.{stage}.{block}.{names.get(layer, layer)}.'
+
+
+# github.com/Andrew-Qibin/ssdlite-pytorch-mobilenext
+rename_mobilenext = _substitute(
+    (r'^features\.0\.0\.', 'conv_stem.'),
+    (r'^features\.0\.1\.', 'bn1.'),
+    (r'^features\.(\d+)\.conv\.(\d+)\.', _mobilenext_block),
+    (r'^classifier\.1\.', 'classifier.'),
+)
