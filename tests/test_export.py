@@ -52,8 +52,9 @@ def test_export(model_and_image):
 @every_model
 def test_compile_without_graph_breaks(model_and_image):
     model, x, expected = model_and_image
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='aot_eager')
-    with torch.no_grad():
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    torch._dynamo.mark_dynamic(x, 0)
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
         close(compiled(x), expected)
         close(compiled(x[:2]), expected[:2])
 

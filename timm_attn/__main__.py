@@ -45,9 +45,9 @@ def _info(args: argparse.Namespace) -> None:
         print(f'{key:<15}{value}')
 
 
-def _known_name(name: str) -> str:
-    """Check the name of a model of this package, with or without a tag."""
-    known = zoo_models() + zoo_models(include_tags=True)
+def _known_name(name: str, others: list[str] | None = None) -> str:
+    """Check the name of a model, with or without a tag: one of this package, or of ``others``."""
+    known = zoo_models() + zoo_models(include_tags=True) + (others or [])
     if name not in known:
         arch = name.partition('.')[0]
         if arch in known:
@@ -61,7 +61,7 @@ def _known_name(name: str) -> str:
 
 def _predict(args: argparse.Namespace) -> None:
     if ':' not in args.model and not timm.is_model(args.model.partition('.')[0]):
-        _known_name(args.model)  # raises, with the nearest names
+        _known_name(args.model, timm.list_models())  # raises, with the nearest names
     images = [_open_image(path) for path in args.images]
     model_args = {} if args.num_classes is None else dict(num_classes=args.num_classes)
     if args.checkpoint and not Path(args.checkpoint).is_file():
@@ -130,6 +130,12 @@ def _run(args: argparse.Namespace) -> None:
     runpy.run_path(args.script, run_name='__main__')
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1 up')
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m timm_attn', description='Attention-augmented CNNs inside timm.')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
@@ -146,8 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument('images', nargs='+', metavar='IMAGE')
     p.add_argument('--model', required=True, help="any timm name: 'model', 'model.tag', 'hf-hub:...', 'local-dir:...'")
     p.add_argument('--checkpoint', default='', metavar='PATH', help='load this file instead of pretrained weights')
-    p.add_argument('--num-classes', type=int, metavar='N', help='number of classes of the checkpoint')
-    p.add_argument('--topk', type=int, default=5, metavar='K', help='classes to show (default: %(default)s)')
+    p.add_argument('--num-classes', type=_positive, metavar='N', help='number of classes of the checkpoint')
+    p.add_argument('--topk', type=_positive, default=5, metavar='K', help='classes to show (default: %(default)s)')
     p.add_argument('--device', default='cpu', help='torch device (default: %(default)s)')
     p.add_argument('--json', action='store_true', help='print JSON')
     p.set_defaults(func=_predict)

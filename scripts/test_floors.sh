@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Run the tests with the oldest versions that pyproject.toml admits, in an environment of its own (.venv-floors).
+# Needs Python 3.10, named by PYTHON310 if it is not on the path as python3.10.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+floors="$(sed -n '/^dependencies = \[/,/^\]/s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' pyproject.toml)"
+[ -x .venv-floors/bin/python ] || "${PYTHON310:-python3.10}" -m venv .venv-floors
+# shellcheck disable=SC2086
+.venv-floors/bin/python -m pip install --quiet --disable-pip-version-check $floors 'numpy<2' pytest pytest-timeout --editable .
+exec .venv-floors/bin/python -m pytest "$@"

@@ -1,0 +1,219 @@
+"""Checkpoints of the authors' code bases, in every wrapping; and files that must not load."""
+
+import logging
+import pickle
+
+import pytest
+import timm
+import torch
+from golden import authors_state_dict, load_model_case
+from safetensors.torch import save_file
+
+from timm_attn.pretrained import CheckpointError
+
+
+def state_of(name, **kwargs):
+    torch.manual_seed(1)
+    return timm.create_model(name, **kwargs).state_dict()
+
+
+def load_file(name, path, **kwargs):
+    overlay = dict(file=str(path), **kwargs.pop('overlay', {}))
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+
+
+@pytest.fixture(scope='module')
+def houqb(tmp_path_factory):
+    path = tmp_path_factory.mktemp('houqb') / 'mbv2_ca.pth'
+    torch.save(authors_state_dict(load_model_case('houqb_mbv2_ca')), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def mmdet(tmp_path_factory):
+    path = tmp_path_factory.mktemp('mmdet') / 'csa.pth'
+    torch.save(authors_state_dict(load_model_case('mmdet_csa_resnet50_last')), path)
+    return path
+
+
+WRAPPINGS = {
+    'state_dict': lambda sd: dict(state_dict=sd, epoch=3),
+    'model': lambda sd: dict(model=sd),
+    'ema': lambda sd: dict(state_dict={k: torch.zeros_like(v) for k, v in sd.items()}, state_dict_ema=sd),
+    'ddp': lambda sd: dict(state_dict={f'module.{k}': v for k, v in sd.items()}),
+    'compiled': lambda sd: {f'_orig_mod.{k}': v for k, v in sd.items()},
+}
+
+
+@pytest.mark.parametrize('wrapping', WRAPPINGS)
+def test_wrappings(wrapping, tmp_path):
+    case = load_model_case('zhou_mobilenext_100')
+    state_dict = authors_state_dict(case)
+    wrapped = WRAPPINGS[wrapping](state_dict)
+    torch.save(wrapped, tmp_path / 'mnext.pth.tar')
+    expected = timm.create_model('mobilenext')
+    expected.load_state_dict(state_dict)
+    direct = timm.create_model('mobilenext')
+    direct.load_state_dict(wrapped)
+    for model in (
+        direct,
+        timm.create_model('mobilenext', checkpoint_path=str(tmp_path / 'mnext.pth.tar')),
+        load_file('mobilenext', tmp_path / 'mnext.pth.tar'),
+    ):
+        for key, value in expected.state_dict().items():
+            assert torch.equal(model.state_dict()[key], value), key
+
+
+def test_mmpretrain_mobilenetv2_with_scsa(tmp_path):
+    """The layout of mmpretrain's MobileNetV2: ConvModules inside ``layerN.M.conv``."""
+    names = {'conv_dw': '{d}.conv', 'conv_pw': '{p}.conv', 'conv_pwl': '3.conv', 'se': '{a}'}
+    theirs = {}
+    state_dict = state_of('mbv2_scsa')
+    for key, value in state_dict.items():
+        parts = key.split('.')
+        if parts[0] == 'blocks':
+            stage, block, layer, rest = int(parts[1]), parts[2], parts[3], '.'.join(parts[4:])
+            index = dict(d=0, p=2, a=1) if stage == 0 else dict(d=1, p=0, a=2)
+            bn = {'bn1': '0.bn', 'bn2': '2.bn' if stage == 0 else '1.bn', 'bn3': '3.bn'}
+            for i, dwc in enumerate(('local_dwc', 'global_dwc_s', 'global_dwc_m', 'global_dwc_l')):
+                rest = rest.replace(f'dwc.{i}', dwc)
+            middle = bn.get(layer) or names[layer].format(**index)
+            theirs[f'backbone.layer{stage + 1}.{block}.conv.{middle}.{rest}'] = value
+        else:
+            start = {'conv_stem': 'backbone.conv1.conv', 'bn1': 'backbone.conv1.bn', 'conv_head': 'backbone.conv2.conv',
+                     'bn2': 'backbone.conv2.bn', 'classifier': 'head.fc'}[parts[0]]  # fmt: skip
+            theirs['.'.join([start, *parts[1:]])] = value
+    torch.save(dict(state_dict=theirs, meta=dict(epoch=1)), tmp_path / 'mm.pth')
+    model = load_file('mbv2_scsa', tmp_path / 'mm.pth')
+    for key, value in state_dict.items():
+        assert torch.equal(model.state_dict()[key], value), key
+
+
+def test_own_classes(houqb, caplog):
+    for how in (dict(checkpoint_path=str(houqb)), dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(houqb)))):
+        model = timm.create_model('mbv2_ca', num_classes=7, **how)
+        assert model.classifier.weight.shape == (7, 1280)
+        assert model.conv_stem.weight.std() > 0.1  # loaded: the fresh stem has another scale
+        assert timm.create_model('mbv2_ca', num_classes=0, **how)(torch.randn(1, 3, 64, 64)).shape == (1, 1280)
+    with caplog.at_level(logging.WARNING):
+        timm.create_model('mbv2_ca', num_classes=7, checkpoint_path=str(houqb))
+    assert 'starts fresh' in caplog.text
+
+
+def test_own_channels(houqb):
+    model = load_file('mbv2_ca', houqb, in_chans=1)
+    three = load_file('mbv2_ca', houqb)
+    torch.testing.assert_close(model.conv_stem.weight, three.conv_stem.weight.sum(1, keepdim=True))
+
+
+def test_head_of_a_fine_tuned_checkpoint_is_kept(tmp_path):
+    state_dict = state_of('csa_resnet18', num_classes=7)
+    save_file(state_dict, tmp_path / 'tuned.safetensors')
+    for model in (
+        timm.create_model('csa_resnet18', num_classes=7, checkpoint_path=str(tmp_path / 'tuned.safetensors')),
+        load_file('csa_resnet18', tmp_path / 'tuned.safetensors', overlay=dict(num_classes=7)),
+    ):
+        assert torch.equal(model.fc.weight, state_dict['fc.weight'])
+
+
+def test_features_from_a_classifier_and_from_a_backbone(houqb, mmdet):
+    maps = load_file('mbv2_ca', houqb, features_only=True)(torch.randn(1, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == [16, 24, 32, 96, 320]
+    maps = load_file('csa_resnet50', mmdet, features_only=True, out_indices=(2, 3, 4))(torch.randn(1, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == [512, 1024, 2048]
+
+
+def test_backbone_of_a_detector(mmdet, tmp_path):
+    backbone = torch.load(mmdet)
+    detector = {f'backbone.{k}': v for k, v in backbone.items()}
+    detector |= {'neck.lateral_convs.0.conv.weight': torch.zeros(1), 'bbox_head.fc_cls.weight': torch.zeros(1)}
+    torch.save(dict(state_dict=detector, meta={}), tmp_path / 'detector.pth')
+    model = load_file('csa_resnet50', tmp_path / 'detector.pth', num_classes=0)
+    assert torch.equal(model.layer4[2].se.fc1.weight, backbone['layer4.2.csa_att.mlp_D.1.weight'])
+
+
+@pytest.mark.parametrize('through', ['pretrained', 'checkpoint_path'])
+def test_checkpoints_that_do_not_fit(through, mmdet, tmp_path):
+    def load(name, state_dict, **kwargs):
+        save_file(state_dict, tmp_path / 'file.safetensors')
+        if through == 'pretrained':
+            return load_file(name, tmp_path / 'file.safetensors', **kwargs)
+        return timm.create_model(name, checkpoint_path=str(tmp_path / 'file.safetensors'), **kwargs)
+
+    good = state_of('csa_resnet18')
+    missing = {k: v for k, v in good.items() if k != 'layer1.0.conv1.weight'}
+    with pytest.raises(CheckpointError, match=r'csa_resnet18.* 1 missing \(layer1\.0\.conv1\.weight\)'):
+        load('csa_resnet18', missing)
+    with pytest.raises(CheckpointError, match=r'1 unexpected \(extra\)'):
+        load('csa_resnet18', good | {'extra': torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r'layer2\.0\.conv1\.weight: 2x2 in the checkpoint, 128x64x3x3'):
+        load('csa_resnet18', good | {'layer2.0.conv1.weight': torch.zeros(2, 2)})
+    with pytest.raises(CheckpointError, match='another architecture'):
+        load('csa_resnet18', state_of('mobilenext'))
+    with pytest.raises(CheckpointError, match="csa_blocks='all'"):
+        load('csa_resnet18', state_of('csa_resnet18', csa_blocks='all'))
+    with pytest.raises(CheckpointError, match='num_classes=7'):
+        load('csa_resnet18', state_of('csa_resnet18', num_classes=7))
+    with pytest.raises(CheckpointError, match='holds no classifier'):
+        load('csa_resnet50', torch.load(mmdet))
+    # timm turns its own check off when the number of classes differs; ours stays on
+    with pytest.raises(CheckpointError, match='1 missing'):
+        load('csa_resnet18', missing, num_classes=7 if through == 'pretrained' else 1000)
+
+
+def test_torch_semantics_without_strict():
+    model = timm.create_model('csa_resnet18')
+    result = model.load_state_dict({'fc.bias': torch.ones(1000), 'extra': torch.zeros(1)}, strict=False)
+    assert result.unexpected_keys == ['extra']
+    assert 'fc.weight' in result.missing_keys
+    assert model.fc.bias.eq(1).all()
+
+
+class RunsCode:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return eval, (f'open({str(self.path)!r}, "w")',)
+
+
+@pytest.mark.parametrize(
+    ('content', 'suffix'),
+    [('cut', '.safetensors'), ('cut', '.pth'), ('empty', '.pth'), ('noise', '.safetensors'), ('code', '.pth')],
+)
+def test_unreadable_files(content, suffix, tmp_path):
+    path = tmp_path / f'weights{suffix}'
+    if content == 'code':
+        path.write_bytes(pickle.dumps({'state_dict': RunsCode(tmp_path / 'code_was_run')}))
+    elif content == 'noise':
+        path.write_bytes(bytes(range(256)) * 40)
+    elif content == 'empty':
+        path.touch()
+    else:
+        state_dict = state_of('csa_resnet20_cifar')
+        torch.save(state_dict, path) if suffix == '.pth' else save_file(state_dict, path)
+        path.write_bytes(path.read_bytes()[:-5000])
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match='Cannot read the checkpoint') as e:
+        load_file('csa_resnet20_cifar', path)
+    assert str(path) in str(e.value)
+    assert path.read_bytes() == before
+    with pytest.raises(Exception, match='.'):  # timm's own reader; it must refuse, too
+        timm.create_model('csa_resnet20_cifar', checkpoint_path=str(path))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_paths_that_are_no_files(tmp_path):
+    with pytest.raises(CheckpointError, match='no checkpoint at'):
+        load_file('csa_resnet18', tmp_path / 'absent.pth')
+    with pytest.raises(CheckpointError, match='local-dir:'):
+        load_file('csa_resnet18', tmp_path)
+
+
+def test_unknown_tag_and_missing_weights():
+    with pytest.raises(RuntimeError, match=r"Unknown tag 'imagenet' for csa_resnet20_cifar; it has: .*cifar10"):
+        timm.create_model('csa_resnet20_cifar.imagenet', pretrained=True)
+    with pytest.raises(RuntimeError, match=r'No pretrained weights exist for csa_resnet34.*csa_resnet20_cifar.cifar10'):
+        timm.create_model('csa_resnet34', pretrained=True)
+    with pytest.raises(RuntimeError, match='Unknown model'):
+        timm.create_model('csa_resnet99')

@@ -1,0 +1,237 @@
+"""The package as a whole: importing, torch.hub, the command line, the scripts' own claims."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import model_entrypoint
+
+import timm_attn
+from timm_attn.models import zoo_models
+from timm_attn.summary import describe
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(*args, cwd, env=None, check=True):
+    process = subprocess.run(
+        [sys.executable, *args], cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True
+    )
+    if check:
+        assert process.returncode == 0, process.stderr
+    return process
+
+
+def cli(*args, cwd, check=True, **env):
+    env = {'PYTHONPATH': str(ROOT), **env}
+    return python('-m', 'timm_attn', *args, cwd=cwd, env=env, check=check)
+
+
+def test_import_is_quiet_cheap_and_touches_nothing(tmp_path):
+    code = """
+import sys, time, builtins, socket
+import timm
+names = set(timm.list_models())
+modules = set(timm.list_modules())
+attributes = set(dir(timm)) | set(dir(timm.models))
+touched = []
+def audit(event, args):
+    if event.startswith('socket.') or event == 'subprocess.Popen' or (event == 'open' and 'w' in str(args[1])):
+        touched.append((event, args))
+sys.dont_write_bytecode = True
+sys.addaudithook(audit)
+start = time.perf_counter()
+import timm_attn
+seconds = time.perf_counter() - start
+assert not touched, touched
+assert names < set(timm.list_models())
+assert modules < set(timm.list_modules())
+ours = set(timm_attn.models.zoo_models())
+assert not ours & names
+assert ours | names == set(timm.list_models())
+print('seconds', seconds)
+"""
+    process = python('-W', 'error', '-c', code, cwd=tmp_path, env={'PYTHONPATH': str(ROOT)})
+    assert process.stderr == ''
+    lines = process.stdout.splitlines()
+    assert len(lines) == 1  # ours: the import itself printed nothing
+    assert float(lines[0].split()[1]) < 0.3  # measured 0.02 to 0.05; the limit is what users were promised
+
+
+def test_hub_entrypoints_are_the_zoo():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location('hubconf', ROOT / 'hubconf.py')
+    hubconf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hubconf)
+    public = {n for n, f in vars(hubconf).items() if callable(f) and not n.startswith('_')}
+    assert public == set(zoo_models())
+    assert public < set(hubconf.__all__)
+    for name in hubconf.dependencies:
+        assert importlib.util.find_spec(name), name
+
+
+def test_torch_hub_without_installation(tmp_path):
+    code = f"""
+import sys
+sys.path = [p for p in sys.path if p not in ('', {str(ROOT)!r})]
+sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]
+import importlib.util, torch
+assert importlib.util.find_spec('timm_attn') is None
+model = torch.hub.load({str(ROOT)!r}, 'csa_resnet50', source='local', num_classes=3)
+print(type(model).__name__, tuple(model.eval()(torch.zeros(1, 3, 64, 64)).shape))
+torch.hub.load({str(ROOT)!r}, 'csa_resnet20_cifar', source='local', pretrained=True, pretrained_cfg='cifar10')
+try:
+    torch.hub.load({str(ROOT)!r}, 'csa_resnet20_cifar', source='local', pretrained=True, pretrained_cfg='other')
+except RuntimeError as e:
+    print(e)
+"""
+    out = python('-c', code, cwd=tmp_path).stdout
+    assert 'CsaResNet (1, 3)' in out
+    assert "Unknown tag 'other'" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_entrypoint_is_documented():
+    for name in zoo_models():
+        assert model_entrypoint(name).__doc__, name
+
+
+def test_versions_agree():
+    changelog = (ROOT / 'CHANGELOG.md').read_text()
+    citation = (ROOT / 'CITATION.cff').read_text()
+    assert f'## {timm_attn.__version__}' in changelog
+    assert re.search(rf'^version: {re.escape(timm_attn.__version__)}$', citation, re.M)
+
+
+def test_readme_table_is_what_list_prints(tmp_path):
+    readme = (ROOT / 'README.md').read_text()
+    printed = cli('list', cwd=tmp_path).stdout
+    assert printed in readme
+
+
+def test_list_and_info(tmp_path):
+    out = cli('list', 'csa_resnet50', cwd=tmp_path).stdout.splitlines()
+    assert out[0].split() == ['model', 'params', '(M)', 'GMACs', 'input', 'weights']
+    assert out[1].split()[:2] == ['csa_resnet50', '26.26']
+    assert len(cli('list', 'mbv2*', cwd=tmp_path).stdout.splitlines()) == 7
+    info = cli('info', 'csa_resnet20_cifar', cwd=tmp_path).stdout
+    assert re.search(r'^weights +cifar10$', info, re.M)
+
+
+@pytest.mark.parametrize('name', zoo_models())
+def test_described_params_and_macs_are_those_of_the_real_model(name):
+    d = describe(name)
+    model = timm.create_model(name)
+    assert d['params'] == sum(p.numel() for p in model.parameters())
+    assert d['about'] and d['paper']
+    assert 0.01 < d['gmacs'] < 10
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A picture made here: smooth colours and an edge."""
+    path = tmp_path / 'photo.png'
+    image = Image.linear_gradient('L').resize((90, 70))
+    Image.merge('RGB', (image, image.rotate(180), image.point(lambda v: 255 * (v > 99)))).save(path)
+    return path
+
+
+def test_predict(photo, tmp_path):
+    out = cli('predict', str(photo), '--model', 'csa_resnet20_cifar', cwd=tmp_path).stdout.splitlines()
+    assert out[0] == str(photo)
+    assert len(out) == 6
+    assert all(re.fullmatch(r' *\d+\.\d\d %  \w+', line) for line in out[1:])
+
+    data = json.loads(cli('predict', str(photo), str(photo), '--model', 'csa_resnet20_cifar.cifar10', '--json',
+                          '--topk', '10', cwd=tmp_path).stdout)  # fmt: skip
+    assert data['model'] == 'csa_resnet20_cifar.cifar10'
+    first, second = data['predictions']
+    assert first == second
+    assert abs(sum(c['probability'] for c in first['classes']) - 1) < 1e-4
+    assert {c['label'] for c in first['classes']} >= {'cat', 'ship', 'truck'}
+
+
+def test_predict_from_a_checkpoint(photo, tmp_path):
+    torch.save(timm.create_model('mbv2_ca_050', num_classes=4).state_dict(), tmp_path / 'mine.pth')
+    out = cli('predict', str(photo), '--model', 'mbv2_ca_050', '--checkpoint', 'mine.pth', '--num-classes', '4',
+              cwd=tmp_path).stdout  # fmt: skip
+    assert len(re.findall(r'class \d', out)) == 4
+
+
+BAD_COMMANDS = {
+    'no command': ([], 'usage'),
+    'unknown command': (['train'], 'invalid choice'),
+    'no match': (['list', 'vit*'], 'csa_resnet50'),
+    'near miss': (['info', 'csa_resnet5'], 'csa_resnet50'),
+    'unknown tag': (['info', 'csa_resnet20_cifar.in1k'], 'csa_resnet20_cifar.cifar10'),
+    'predict without model': (['predict', 'photo.png'], '--model'),
+    'unknown model': (['predict', 'photo.png', '--model', 'csa_resnt50'], 'csa_resnet50'),
+    'tag of predict': (['predict', 'photo.png', '--model', 'csa_resnet20_cifar.x'], 'cifar10'),
+    'no weights': (['predict', 'photo.png', '--model', 'csa_resnet50'], 'No pretrained weights exist'),
+    'no image': (['predict', 'absent.png', '--model', 'csa_resnet20_cifar'], 'absent.png'),
+    'a directory': (['predict', '.', '--model', 'csa_resnet20_cifar'], 'is a directory'),
+    'not an image': (['predict', 'text.png', '--model', 'csa_resnet20_cifar'], 'text.png'),
+    'cut image': (['predict', 'cut.png', '--model', 'csa_resnet20_cifar'], 'cut.png'),
+    'no checkpoint': (['predict', 'photo.png', '--model', 'mbv2_ca', '--checkpoint', 'absent.pth'], 'absent.pth'),
+    'broken checkpoint': (['predict', 'photo.png', '--model', 'mbv2_ca', '--checkpoint', 'text.png'], 'error: '),
+    'other classes': (['predict', 'photo.png', '--model', 'mbv2_ca_050', '--checkpoint', 'four.pth'], 'num_classes=4'),
+    'no device': (['predict', 'photo.png', '--model', 'csa_resnet20_cifar', '--device', 'tpu7'], 'tpu7'),
+    'top 0': (['predict', 'photo.png', '--model', 'csa_resnet20_cifar', '--topk', '0'], '--topk'),
+    'no script': (['run', 'absent.py'], 'absent.py'),
+}
+
+
+@pytest.mark.parametrize('case', BAD_COMMANDS)
+def test_bad_input_is_one_clear_message(case, photo, tmp_path):
+    args, message = BAD_COMMANDS[case]
+    (tmp_path / 'text.png').write_text('no image')
+    (tmp_path / 'cut.png').write_bytes(photo.read_bytes()[:200])
+    if case == 'other classes':
+        torch.save(timm.create_model('mbv2_ca_050', num_classes=4).state_dict(), tmp_path / 'four.pth')
+    process = cli(*args, cwd=tmp_path, check=False)
+    assert process.returncode == 2, process.stderr
+    assert 'Traceback' not in process.stderr
+    assert message in process.stderr
+    assert process.stdout == ''
+
+
+SCRIPT = """
+import sys, timm, helper_beside_the_script
+model = timm.create_model('mbv2_ca', num_classes=2)
+print(__name__, sys.argv, type(model).__name__)
+sys.exit(5 if 'fail' in sys.argv else 0)
+"""
+
+
+def test_run_a_script(tmp_path):
+    (tmp_path / 'scripts').mkdir()
+    (tmp_path / 'scripts' / 'tool.py').write_text(SCRIPT)
+    (tmp_path / 'scripts' / 'helper_beside_the_script.py').touch()
+    out = cli('run', 'scripts/tool.py', '--model', 'x', '-b', '2', cwd=tmp_path).stdout
+    assert out == "__main__ ['scripts/tool.py', '--model', 'x', '-b', '2'] AttnMobileNetV2\n"
+    assert cli('run', 'scripts/tool.py', 'fail', cwd=tmp_path, check=False).returncode == 5
+
+
+@pytest.mark.slow
+def test_run_under_torchrun(tmp_path):
+    (tmp_path / 'ddp.py').write_text("""
+import timm, torch
+torch.distributed.init_process_group('gloo')
+model = torch.nn.parallel.DistributedDataParallel(timm.create_model('csa_resnet20_cifar'))
+model(torch.randn(4, 3, 32, 32)).sum().backward()
+total = torch.ones(())
+torch.distributed.all_reduce(total)
+print('ranks', int(total))
+torch.distributed.destroy_process_group()
+""")
+    process = python('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29613', '-m', 'timm_attn', 'run',
+                     'ddp.py', cwd=tmp_path, env={'PYTHONPATH': str(ROOT)})  # fmt: skip
+    assert process.stdout.count('ranks 2') == 2
