@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from golden import authors_state_dict, load_model_case
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from timm_attn.pretrained import CheckpointError
@@ -150,7 +151,7 @@ def test_checkpoints_that_do_not_fit(through, mmdet, tmp_path):
         load('csa_resnet18', good | {'layer2.0.conv1.weight': torch.zeros(2, 2)})
     with pytest.raises(CheckpointError, match='another architecture'):
         load('csa_resnet18', state_of('mobilenext'))
-    with pytest.raises(CheckpointError, match="csa_blocks='all'"):
+    with pytest.raises(CheckpointError, match=r"csa_blocks='all'"):
         load('csa_resnet18', state_of('csa_resnet18', csa_blocks='all'))
     with pytest.raises(CheckpointError, match='num_classes=7'):
         load('csa_resnet18', state_of('csa_resnet18', num_classes=7))
@@ -198,7 +199,7 @@ def test_unreadable_files(content, suffix, tmp_path):
         load_file('csa_resnet20_cifar', path)
     assert str(path) in str(e.value)
     assert path.read_bytes() == before
-    with pytest.raises(Exception, match='.'):  # timm's own reader; it must refuse, too
+    with pytest.raises((RuntimeError, EOFError, SafetensorError)):  # timm's own reader; it must refuse, too
         timm.create_model('csa_resnet20_cifar', checkpoint_path=str(path))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 

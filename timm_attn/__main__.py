@@ -6,7 +6,6 @@ import json
 import os
 import runpy
 import sys
-from pathlib import Path
 
 import timm
 import torch
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 
 from .models import zoo_models
+from .pretrained import explain_unreadable
 from .summary import describe
 
 
@@ -64,12 +64,15 @@ def _predict(args: argparse.Namespace) -> None:
         _known_name(args.model, timm.list_models())  # raises, with the nearest names
     images = [_open_image(path) for path in args.images]
     model_args = {} if args.num_classes is None else dict(num_classes=args.num_classes)
-    if args.checkpoint and not Path(args.checkpoint).is_file():
-        raise UsageError(f'there is no checkpoint file {args.checkpoint!r}')
-    model = timm.create_model(
-        args.model, pretrained=not args.checkpoint, checkpoint_path=args.checkpoint, **model_args
-    ).to(args.device)
-    model.eval()
+    try:
+        model = timm.create_model(
+            args.model, pretrained=not args.checkpoint, checkpoint_path=args.checkpoint, **model_args
+        )
+    except Exception:
+        if args.checkpoint:
+            explain_unreadable(args.checkpoint)
+        raise
+    model.to(args.device).eval()
     if not model.num_classes:
         raise UsageError(f'{args.model} has no classifier')
     transform = create_transform(**resolve_data_config(model=model))

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..layers import CSA, coord_attn
 from ..pretrained import ForeignCheckpoints
+from ..weights import bundled
 from ._build import build_model
 from ._staged import StagedNet
 from .csa_resnet import insert_attn
@@ -24,6 +25,9 @@ __all__ = ['CifarResNet', 'CsaCifarResNet']
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+CIFAR10_CLASSES = (
+    'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck',
+)  # fmt: skip
 
 
 class PadShortcut(nn.Module):
@@ -158,9 +162,8 @@ def _create_cifar_resnet(variant: str, pretrained: bool = False, model_cls=Cifar
     return build_model(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
-def _cfg(file: str | None = None, **kwargs) -> dict:
+def _cfg(**kwargs) -> dict:
     return {
-        'file': file,
         'num_classes': 10,
         'input_size': (3, 32, 32),
         'pool_size': (8, 8),
@@ -175,14 +178,18 @@ def _cfg(file: str | None = None, **kwargs) -> dict:
     }
 
 
+def _cifar10_cfg(name: str, **kwargs) -> dict:
+    return _cfg(file=bundled(f'{name}.cifar10.safetensors'), label_names=CIFAR10_CLASSES, **kwargs)
+
+
 default_cfgs = generate_default_cfgs(
     {
-        'resnet20_cifar.untrained': _cfg(),
-        'se_resnet20_cifar.untrained': _cfg(),
-        'cbam_resnet20_cifar.untrained': _cfg(),
-        'ca_resnet20_cifar.untrained': _cfg(),
-        'csa_resnet20_cifar.untrained': _cfg(),
-        'scsa_resnet20_cifar.untrained': _cfg(),
+        'resnet20_cifar.untrained': _cfg(paper_ids='arXiv:1512.03385'),
+        'se_resnet20_cifar.untrained': _cfg(paper_ids='arXiv:1709.01507'),
+        'cbam_resnet20_cifar.untrained': _cfg(paper_ids='arXiv:1807.06521'),
+        'ca_resnet20_cifar.untrained': _cfg(paper_ids='arXiv:2103.02907'),
+        'csa_resnet20_cifar.cifar10': _cifar10_cfg('csa_resnet20_cifar', paper_ids='arXiv:2405.05755'),
+        'scsa_resnet20_cifar.untrained': _cfg(paper_ids='arXiv:2407.05128'),
     }
 )
 
