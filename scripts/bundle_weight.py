@@ -1,4 +1,6 @@
-"""Put a training checkpoint into the package: ``python scripts/bundle_weight.py CHECKPOINT csa_resnet20_cifar.cifar10``.
+"""Put a training checkpoint into the package.
+
+    python scripts/bundle_weight.py last.pth.tar csa_resnet20_cifar.cifar10
 
 The checkpoint is one of timm's train.py; its tensors are loaded strictly and written without the training state.
 """
@@ -15,7 +17,7 @@ from timm_attn.weights import bundled
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description='Put a training checkpoint into the package.')
     parser.add_argument('checkpoint', help='checkpoint of a training run, such as last.pth.tar')
     parser.add_argument('name', help='architecture.tag of the weight')
     args = parser.parse_args()

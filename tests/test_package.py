@@ -37,7 +37,9 @@ def cli(*args, cwd, check=True, **env):
 def test_import_is_quiet_cheap_and_touches_nothing(tmp_path):
     code = """
 import sys, time, builtins, socket
+start = time.perf_counter()
 import timm
+timm_seconds = time.perf_counter() - start
 names = set(timm.list_models())
 modules = set(timm.list_modules())
 attributes = set(dir(timm)) | set(dir(timm.models))
@@ -56,13 +58,13 @@ assert modules < set(timm.list_modules())
 ours = set(timm_attn.models.zoo_models())
 assert not ours & names
 assert ours | names == set(timm.list_models())
-print('seconds', seconds)
+print(seconds / timm_seconds)
 """
     process = python('-W', 'error', '-c', code, cwd=tmp_path, env={'PYTHONPATH': str(ROOT)})
     assert process.stderr == ''
     lines = process.stdout.splitlines()
     assert len(lines) == 1  # ours: the import itself printed nothing
-    assert float(lines[0].split()[1]) < 0.3  # measured 0.02 to 0.05; the limit is what users were promised
+    assert float(lines[0]) < 0.1  # of the seconds that timm itself takes
 
 
 def test_hub_entrypoints_are_the_zoo():
@@ -233,6 +235,6 @@ torch.distributed.all_reduce(total)
 print('ranks', int(total))
 torch.distributed.destroy_process_group()
 """)
-    process = python('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29613', '-m', 'timm_attn', 'run',
-                     'ddp.py', cwd=tmp_path, env={'PYTHONPATH': str(ROOT)})  # fmt: skip
+    torchrun = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone']
+    process = python(*torchrun, '-m', 'timm_attn', 'run', 'ddp.py', cwd=tmp_path, env={'PYTHONPATH': str(ROOT)})
     assert process.stdout.count('ranks 2') == 2

@@ -24,8 +24,8 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read, or does not fit the model."""
 
 
-class ForeignCheckpoints:
-    """Mixin of the models: ``load_state_dict`` also takes checkpoints with the keys of the authors' code."""
+class ZooModel:
+    """Mixin of every model here: ``load_state_dict`` also takes checkpoints with the keys of the authors' code."""
 
     rename_key: Callable[[str], str] = staticmethod(lambda key: key)
     """Key of a foreign checkpoint, without wrapper prefixes -> our key. Our own keys are returned as they are."""

@@ -81,7 +81,9 @@ def csa_descriptor(x: torch.Tensor, mode: str = 'hybrid') -> torch.Tensor:
         return _moran(x, mode)
     else:
         device_type = x.device.type
-        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        # Some devices (meta) have no autocast to ask about; a graph is compiled for one that has.
+        has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+        if has_autocast and torch.is_autocast_enabled(device_type):
             with torch.autocast(device_type, enabled=False):
                 return _moran(x, mode)
         return _moran(x, mode)

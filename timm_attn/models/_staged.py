@@ -64,11 +64,6 @@ class StagedNet(nn.Module):
         )
 
     @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are never decayed, besides biases and norms: none."""
-        return set()
-
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory in training: recompute each block in the backward pass."""
         self.grad_checkpointing = enable

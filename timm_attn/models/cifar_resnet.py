@@ -14,7 +14,7 @@ from timm.models.resnet import BasicBlock
 from torch import nn
 
 from ..layers import CSA, coord_attn
-from ..pretrained import ForeignCheckpoints
+from ..pretrained import ZooModel
 from ..weights import bundled
 from ._build import build_model
 from ._staged import StagedNet
@@ -48,7 +48,7 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], [0, 0, 0, 0, 0, self.pad])
 
 
-class CifarResNet(ForeignCheckpoints, StagedNet):
+class CifarResNet(ZooModel, StagedNet):
     """ResNet of basic blocks with a 3x3 stem, without stem pooling, for small images.
 
     Source: He et al. (arXiv 1512.03385), section 4.2: three stages of 16, 32 and 64 channels at strides 1, 2 and 4,

@@ -11,7 +11,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from ..layers import CSA
-from ..pretrained import ForeignCheckpoints, rename_csa_resnet
+from ..pretrained import ZooModel, rename_csa_resnet
 from ._build import build_model, imagenet_cfg
 
 __all__ = ['CsaResNet']
@@ -39,7 +39,7 @@ def insert_attn(stages: Iterable[nn.Sequential], attn_layer, blocks: str) -> Non
             block.se = create_attn(attn_layer, last_conv.out_channels, device=weight.device, dtype=weight.dtype)
 
 
-class CsaResNet(ForeignCheckpoints, ResNet):
+class CsaResNet(ZooModel, ResNet):
     """timm's ResNet with CSA in front of the residual addition.
 
     Args:

@@ -16,13 +16,13 @@ from timm.models.efficientnet import EfficientNet
 from torch import nn
 
 from ..layers import SCSA, cbam, coord_attn, squeeze_excite
-from ..pretrained import ForeignCheckpoints, rename_mbv2
+from ..pretrained import ZooModel, rename_mbv2
 from ._build import build_model, imagenet_cfg
 
 __all__ = ['AttnMobileNetV2']
 
 
-class AttnMobileNetV2(ForeignCheckpoints, EfficientNet):
+class AttnMobileNetV2(ZooModel, EfficientNet):
     """timm's MobileNetV2 body with an attention layer in each block.
 
     Args:

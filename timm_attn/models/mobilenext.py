@@ -13,7 +13,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..layers import coord_attn, squeeze_excite
-from ..pretrained import ForeignCheckpoints, rename_mobilenext
+from ..pretrained import ZooModel, rename_mobilenext
 from ._build import build_model, imagenet_cfg
 from ._staged import StagedNet
 
@@ -109,7 +109,7 @@ class SandglassBlock(nn.Module):
         return x
 
 
-class MobileNeXt(ForeignCheckpoints, StagedNet):
+class MobileNeXt(ZooModel, StagedNet):
     """MobileNeXt.
 
     Source: MobileNeXt (arXiv 2007.02269), table 2, with the exceptions of the authors' code: of the blocks that

@@ -11,7 +11,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ..layers import SCSA
-from ..pretrained import ForeignCheckpoints, rename_scsa_resnet
+from ..pretrained import ZooModel, rename_scsa_resnet
 from ._build import build_model, imagenet_cfg
 
 __all__ = ['ScsaBasicBlock', 'ScsaBottleneck', 'ScsaResNet']
@@ -68,7 +68,7 @@ class ScsaBottleneck(Bottleneck):
         return self.act3(x + shortcut)
 
 
-class ScsaResNet(ForeignCheckpoints, ResNet):
+class ScsaResNet(ZooModel, ResNet):
     """timm's ResNet, built from blocks with SCSA on their middle channels."""
 
     rename_key = staticmethod(rename_scsa_resnet)
