@@ -2,13 +2,14 @@ import os
 import sys
 from pathlib import Path
 
+os.environ['HF_HUB_OFFLINE'] = '1'  # no test may depend on the network; read when huggingface_hub is imported
+
 import pytest
 import torch
 
 import timm_attn  # noqa: F401  registers the models
 
 sys.path.insert(0, str(Path(__file__).parent))
-os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test may depend on the network
 
 
 @pytest.fixture(autouse=True)

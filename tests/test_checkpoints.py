@@ -10,6 +10,7 @@ from golden import authors_state_dict, load_model_case
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from timm_attn.models.csa_resnet import CsaResNet
 from timm_attn.pretrained import CheckpointError
 
 
@@ -54,10 +55,7 @@ def test_wrappings(wrapping, tmp_path):
     torch.save(wrapped, tmp_path / 'mnext.pth.tar')
     expected = timm.create_model('mobilenext')
     expected.load_state_dict(state_dict)
-    direct = timm.create_model('mobilenext')
-    direct.load_state_dict(wrapped)
     for model in (
-        direct,
         timm.create_model('mobilenext', checkpoint_path=str(tmp_path / 'mnext.pth.tar')),
         load_file('mobilenext', tmp_path / 'mnext.pth.tar'),
     ):
@@ -127,6 +125,7 @@ def test_features_from_a_classifier_and_from_a_backbone(houqb, mmdet):
 def test_backbone_of_a_detector(mmdet, tmp_path):
     backbone = torch.load(mmdet)
     detector = {f'backbone.{k}': v for k, v in backbone.items()}
+    detector |= {'semantic_head.x': torch.zeros(1), 'data_preprocessor.mean': torch.zeros(3)}
     detector |= {'neck.lateral_convs.0.conv.weight': torch.zeros(1), 'bbox_head.fc_cls.weight': torch.zeros(1)}
     torch.save(dict(state_dict=detector, meta={}), tmp_path / 'detector.pth')
     model = load_file('csa_resnet50', tmp_path / 'detector.pth', num_classes=0)
@@ -160,6 +159,54 @@ def test_checkpoints_that_do_not_fit(through, mmdet, tmp_path):
     # timm turns its own check off when the number of classes differs; ours stays on
     with pytest.raises(CheckpointError, match='1 missing'):
         load('csa_resnet18', missing, num_classes=7 if through == 'pretrained' else 1000)
+
+
+def test_advice():
+    plain = timm.create_model('resnet18').state_dict()
+    with pytest.raises(CheckpointError, match='plain backbone'):
+        timm.create_model('csa_resnet18').load_state_dict(plain)
+    with pytest.raises(CheckpointError, match='leaves out'):
+        timm.create_model('csa_resnet18', num_classes=0).load_state_dict(state_of('csa_resnet18'))
+    good = state_of('csa_resnet18')
+    for broken in (torch.tensor(1.0), torch.zeros(0)):
+        with pytest.raises(CheckpointError, match='another shape'):
+            timm.create_model('csa_resnet18').load_state_dict(good | {'fc.weight': broken})
+
+
+def test_classes_of_our_own_checkpoint_are_never_dropped_silently(tmp_path):
+    state_dict = state_of('csa_resnet18', num_classes=7)
+    for name, content in dict(plain=state_dict, wrapped=dict(state_dict=state_dict)).items():
+        torch.save(content, tmp_path / name)
+        with pytest.raises(CheckpointError, match='num_classes=7'):
+            timm.create_model('csa_resnet18', num_classes=12, checkpoint_path=str(tmp_path / name))
+
+
+def test_torch_habits(houqb):
+    theirs = torch.load(houqb)
+    expected = timm.create_model('mbv2_ca', checkpoint_path=str(houqb)).state_dict()
+    # as part of another module
+    outer = torch.nn.Sequential(timm.create_model('mbv2_ca'))
+    outer.load_state_dict({f'0.{key}': value for key, value in theirs.items()})
+    assert all(torch.equal(outer[0].state_dict()[key], value) for key, value in expected.items())
+    # without the counters that torch added to batch norm later
+    model = timm.create_model('mbv2_ca')
+    model.load_state_dict({k: v for k, v in expected.items() if not k.endswith('num_batches_tracked')})
+    # pre-hooks see and may change the state dict first
+    model._register_load_state_dict_pre_hook(lambda state_dict, *args: state_dict.pop('surplus'))
+    model.load_state_dict({**expected, 'surplus': torch.zeros(1)})
+    # a class called directly has no pretrained_cfg
+    model = CsaResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1))
+    model.load_state_dict(model.state_dict())
+    with pytest.raises(CheckpointError, match='CsaResNet'):
+        model.load_state_dict({})
+
+
+def test_not_strict(tmp_path):
+    state_dict = state_of('csa_resnet18')
+    del state_dict['layer1.0.conv1.weight']
+    save_file(state_dict, tmp_path / 'part.safetensors')
+    model = load_file('csa_resnet18', tmp_path / 'part.safetensors', pretrained_strict=False)
+    assert torch.equal(model.fc.weight, state_dict['fc.weight'])
 
 
 def test_torch_semantics_without_strict():

@@ -1,15 +1,16 @@
 """Every registered model through every way out of eager PyTorch: script, export, compile, ONNX."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import timm
 import torch
 from test_models import MODELS, image, wake_up
+from test_models import close as close_to
 from timm.models import model_entrypoint
 
-
-def close(got, expected, tolerance=1e-4):
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+close = partial(close_to, tolerance=1e-4)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from golden import MODULE_CASES, load_module_case
 from timm.models import create_model
 
-from timm_attn.layers import CSA, SCSA, coord_attn, csa_descriptor
+from timm_attn.layers import CSA, SCSA, cbam, coord_attn, csa_descriptor, squeeze_excite
 from timm_attn.layers.csa import CSA_MODES
 
 SCSA_NAMES = {'local_dwc': 'dwc.0', 'global_dwc_s': 'dwc.1', 'global_dwc_m': 'dwc.2', 'global_dwc_l': 'dwc.3'}
@@ -133,11 +133,14 @@ def test_csa_does_not_overflow_float16():
         )
 
 
-def test_csa_stays_in_float32_under_autocast():
-    x = torch.randn(2, 64, 14, 14)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_csa_stays_in_float32_under_autocast(dtype):
+    x = 50 * torch.randn(2, 64, 14, 14)
     expected = csa_descriptor(x)
-    with torch.autocast('cpu', torch.bfloat16):
+    scripted = torch.jit.script(csa_descriptor)
+    with torch.autocast('cpu', dtype):
         assert torch.equal(csa_descriptor(x), expected)
+        torch.testing.assert_close(scripted(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
@@ -204,6 +207,15 @@ def test_as_attn_layer_of_any_timm_resnet(attn):
     assert sum(isinstance(m, attn) for m in model.modules()) == 16
     model(torch.randn(2, 3, 64, 64)).sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_published_layers_and_their_arguments():
+    assert coord_attn(96).conv1.out_channels == 8
+    assert coord_attn(960).conv1.out_channels == 30
+    assert coord_attn(960, rd_channels=60, act_layer=torch.nn.ReLU).conv1.out_channels == 60
+    assert coord_attn(96, rd_ratio=0.5, se_factor=1.0).conv1.out_channels == 48
+    assert squeeze_excite(240).fc1.out_channels == cbam(240).channel.fc1.out_channels == 10
+    assert squeeze_excite(240, rd_ratio=0.5).fc1.out_channels == cbam(240, rd_ratio=0.5).channel.fc1.out_channels == 120
 
 
 def test_csa_hidden_width_follows_timm():

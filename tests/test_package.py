@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from golden import authors_state_dict, load_model_case
 from PIL import Image
 from timm.models import model_entrypoint
 
@@ -42,10 +43,12 @@ import timm
 timm_seconds = time.perf_counter() - start
 names = set(timm.list_models())
 modules = set(timm.list_modules())
-attributes = set(dir(timm)) | set(dir(timm.models))
+attributes = {(m, k): v for m in (timm, timm.models, timm.layers) for k, v in vars(m).items()}
 touched = []
+WRITES = {'os.mkdir', 'os.rename', 'os.remove', 'os.link', 'os.symlink', 'os.truncate', 'subprocess.Popen'}
 def audit(event, args):
-    if event.startswith('socket.') or event == 'subprocess.Popen' or (event == 'open' and 'w' in str(args[1])):
+    writes = event == 'open' and args[1] is not None and set(args[1]) & set('wax+')
+    if event.startswith('socket.') or event in WRITES or writes:
         touched.append((event, args))
 sys.dont_write_bytecode = True
 sys.addaudithook(audit)
@@ -53,6 +56,7 @@ start = time.perf_counter()
 import timm_attn
 seconds = time.perf_counter() - start
 assert not touched, touched
+assert all(vars(m)[k] is v for (m, k), v in attributes.items())
 assert names < set(timm.list_models())
 assert modules < set(timm.list_modules())
 ours = set(timm_attn.models.zoo_models())
@@ -131,11 +135,31 @@ def test_list_and_info(tmp_path):
 @pytest.mark.parametrize('name', zoo_models())
 def test_described_params_and_macs_are_those_of_the_real_model(name):
     d = describe(name)
-    model = timm.create_model(name)
+    model = timm.create_model(name).eval()
     assert d['params'] == sum(p.numel() for p in model.parameters())
     assert d['about']
     assert d['paper']
-    assert 0.01 < d['gmacs'] < 10
+
+    macs = 0
+
+    def count(module, args, out):
+        nonlocal macs
+        macs += out.numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, *d['input_size']))
+    if 'csa' in name:  # CSA and SCSA also multiply matrices without weights
+        assert macs / 1e9 < d['gmacs'] < 1.25 * macs / 1e9
+    else:
+        assert d['gmacs'] == pytest.approx(macs / 1e9, rel=1e-9)
+
+
+@pytest.mark.parametrize(('name', 'gmacs'), [('resnet20_cifar', 0.041), ('mobilenext', 0.31)])
+def test_macs_are_near_the_reported(name, gmacs):
+    assert describe(name)['gmacs'] == pytest.approx(gmacs, rel=0.02)
 
 
 @pytest.fixture
@@ -156,6 +180,7 @@ def test_predict(photo, tmp_path):
     data = json.loads(cli('predict', str(photo), str(photo), '--model', 'csa_resnet20_cifar.cifar10', '--json',
                           '--topk', '10', cwd=tmp_path).stdout)  # fmt: skip
     assert data['model'] == 'csa_resnet20_cifar.cifar10'
+    assert data['checkpoint'] is None
     first, second = data['predictions']
     assert first == second
     assert abs(sum(c['probability'] for c in first['classes']) - 1) < 1e-4
@@ -167,6 +192,30 @@ def test_predict_from_a_checkpoint(photo, tmp_path):
     out = cli('predict', str(photo), '--model', 'mbv2_ca_050', '--checkpoint', 'mine.pth', '--num-classes', '4',
               cwd=tmp_path).stdout  # fmt: skip
     assert len(re.findall(r'class \d', out)) == 4
+    # ten classes of one's own are not those of CIFAR-10
+    torch.save(timm.create_model('csa_resnet20_cifar').state_dict(), tmp_path / 'ten.pth')
+    out = cli('predict', str(photo), '--model', 'csa_resnet20_cifar', '--checkpoint', 'ten.pth', '--json', cwd=tmp_path)
+    data = json.loads(out.stdout)
+    assert (data['model'], data['checkpoint']) == ('csa_resnet20_cifar', 'ten.pth')
+    assert data['predictions'][0]['classes'][0]['label'].startswith('class ')
+
+
+def test_predict_from_a_local_dir(photo, tmp_path):
+    model = timm.create_model('csa_resnet20_cifar', num_classes=3)
+    timm.models.save_for_hf(
+        model, tmp_path / 'mine', model_config=dict(label_names=['a', 'b', 'c']), safe_serialization=True
+    )
+    data = json.loads(cli('predict', str(photo), '--model', 'local-dir:mine', '--json', cwd=tmp_path).stdout)
+    assert data['model'] == 'local-dir:mine'
+    assert {c['label'] for c in data['predictions'][0]['classes']} == {'a', 'b', 'c'}
+
+
+def test_list_may_be_cut_short(tmp_path):
+    command = f'{sys.executable} -m timm_attn list | head -n 1'
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    process = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert process.stderr == ''
+    assert process.stdout.startswith('model')
 
 
 BAD_COMMANDS = {
@@ -186,6 +235,16 @@ BAD_COMMANDS = {
     'no checkpoint': (['predict', 'photo.png', '--model', 'mbv2_ca', '--checkpoint', 'absent.pth'], 'absent.pth'),
     'broken checkpoint': (['predict', 'photo.png', '--model', 'mbv2_ca', '--checkpoint', 'text.png'], 'Cannot read'),
     'classes': (['predict', 'photo.png', '--model', 'mbv2_ca_050', '--checkpoint', 'four.pth'], 'num_classes=4'),
+    'classes without checkpoint': (
+        ['predict', 'photo.png', '--model', 'mbv2_ca', '--num-classes', '3'],
+        '--checkpoint',
+    ),
+    'random head': (
+        ['predict', 'photo.png', '--model', 'mbv2_ca', '--checkpoint', 'houqb.pth', '--num-classes', '3'],
+        'no classifier',
+    ),
+    'empty folder': (['predict', 'photo.png', '--model', 'local-dir:bare'], 'bare'),
+    'empty config': (['predict', 'photo.png', '--model', 'local-dir:empty'], 'config.json'),
     'no device': (['predict', 'photo.png', '--model', 'csa_resnet20_cifar', '--device', 'tpu7'], 'tpu7'),
     'top 0': (['predict', 'photo.png', '--model', 'csa_resnet20_cifar', '--topk', '0'], '--topk'),
     'no script': (['run', 'absent.py'], 'absent.py'),
@@ -199,6 +258,11 @@ def test_bad_input_is_one_clear_message(case, photo, tmp_path):
     (tmp_path / 'cut.png').write_bytes(photo.read_bytes()[:200])
     if case == 'classes':
         torch.save(timm.create_model('mbv2_ca_050', num_classes=4).state_dict(), tmp_path / 'four.pth')
+    (tmp_path / 'bare').mkdir()
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'empty' / 'config.json').write_text('{}')
+    if case == 'random head':
+        torch.save(authors_state_dict(load_model_case('houqb_mbv2_ca')), tmp_path / 'houqb.pth')
     process = cli(*args, cwd=tmp_path, check=False)
     assert process.returncode == 2, process.stderr
     assert 'Traceback' not in process.stderr

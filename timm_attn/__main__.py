@@ -12,9 +12,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
+from timm.models import load_state_dict
 
 from .models import zoo_models
-from .pretrained import explain_unreadable
+from .pretrained import ZooModel, checkpoint_filter_fn, explain_unreadable
 from .summary import describe
 
 
@@ -62,21 +63,12 @@ def _known_name(name: str, others: list[str] | None = None) -> str:
 def _predict(args: argparse.Namespace) -> None:
     if ':' not in args.model and not timm.is_model(args.model.partition('.')[0]):
         _known_name(args.model, timm.list_models())  # raises, with the nearest names
+    if args.num_classes and not args.checkpoint:
+        raise UsageError('--num-classes belongs to --checkpoint: pretrained weights have their own classes')
     images = [_open_image(path) for path in args.images]
-    model_args = {} if args.num_classes is None else dict(num_classes=args.num_classes)
-    try:
-        model = timm.create_model(
-            args.model, pretrained=not args.checkpoint, checkpoint_path=args.checkpoint, **model_args
-        )
-    except Exception:
-        if args.checkpoint:
-            explain_unreadable(args.checkpoint)
-        raise
-    model.to(args.device).eval()
-    if not model.num_classes:
-        raise UsageError(f'{args.model} has no classifier')
+    model = _load_model(args).to(args.device).eval()
     transform = create_transform(**resolve_data_config(model=model))
-    labels = _labels(model)
+    labels = _labels(model, bool(args.checkpoint))
     results = []
     with torch.inference_mode():
         for path, image in zip(args.images, images, strict=True):
@@ -88,14 +80,43 @@ def _predict(args: argparse.Namespace) -> None:
             ]
             results.append(dict(image=path, classes=classes))
     if args.json:
-        cfg = model.pretrained_cfg
-        name = '.'.join(filter(None, (cfg.get('architecture', args.model), cfg.get('tag'))))
-        print(json.dumps(dict(model=args.checkpoint or name, predictions=results), indent=2))
+        name = args.model
+        if ':' not in name and not args.checkpoint:  # the tag that the weights were found under
+            name = '.'.join(filter(None, (model.pretrained_cfg['architecture'], model.pretrained_cfg.get('tag'))))
+        print(json.dumps(dict(model=name, checkpoint=args.checkpoint or None, predictions=results), indent=2))
         return
     for result in results:
         print(result['image'])
         for c in result['classes']:
             print(f'{100 * c["probability"]:7.2f} %  {c["label"]}')
+
+
+def _load_model(args: argparse.Namespace) -> torch.nn.Module:
+    if not args.checkpoint:
+        try:
+            model = timm.create_model(args.model, pretrained=True)
+        except (KeyError, TypeError) as e:
+            if ':' not in args.model:
+                raise
+            raise UsageError(f'{args.model!r} has a config.json that timm cannot use: {e!r}') from e
+    else:
+        model_args = dict(num_classes=args.num_classes) if args.num_classes else {}
+        try:
+            model = timm.create_model(args.model, checkpoint_path=args.checkpoint, **model_args)
+        except Exception:
+            explain_unreadable(args.checkpoint)
+            raise
+        if isinstance(model, ZooModel) and not _has_head(model, args.checkpoint):  # its own head is random
+            raise UsageError(f'{args.checkpoint!r} has no classifier for {model.num_classes} classes')
+    if not model.num_classes:
+        raise UsageError(f'{args.model} has no classifier')
+    return model
+
+
+def _has_head(model: ZooModel, checkpoint: str) -> bool:
+    state_dict = checkpoint_filter_fn(load_state_dict(checkpoint), model, strict=False)
+    head = state_dict.get(f'{model.pretrained_cfg["classifier"]}.weight')
+    return head is not None and head.shape[0] == model.num_classes
 
 
 def _open_image(path: str) -> Image.Image:
@@ -109,11 +130,11 @@ def _open_image(path: str) -> Image.Image:
         raise UsageError(f'cannot read {path!r} as an image: {e}') from None
 
 
-def _labels(model: torch.nn.Module):
+def _labels(model: torch.nn.Module, own_checkpoint: bool):
     """Function from class index to label: of the weights themselves, of ImageNet, or the bare number."""
     cfg = model.pretrained_cfg
     names = cfg.get('label_names')
-    if names and len(names) == model.num_classes:
+    if names and len(names) == model.num_classes and not own_checkpoint:
         descriptions = cfg.get('label_descriptions') or {}
         return lambda i: descriptions.get(names[i], names[i])
     subset = infer_imagenet_subset(model)
@@ -184,6 +205,9 @@ def main(argv: list[str] | None = None) -> int:
         expected = (UsageError, OSError, RuntimeError, ValueError, AssertionError, SafetensorError)
     try:
         args.func(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except expected as e:
         print(f'error: {e or type(e).__name__}', file=sys.stderr)
         return 2

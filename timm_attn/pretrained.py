@@ -6,7 +6,7 @@ to every checkpoint and twice to the same one.
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,8 +15,6 @@ from torch import nn
 
 _logger = logging.getLogger(__name__)
 
-# What stands beside the backbone in the checkpoint of a detector or segmenter, and is of no use to a classifier.
-_TASK_PARTS = ('neck.', 'rpn_head.', 'roi_head.', 'bbox_head.', 'mask_head.', 'decode_head.', 'auxiliary_head.')
 _WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
 
 
@@ -24,8 +22,12 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read, or does not fit the model."""
 
 
-class ZooModel:
-    """Mixin of every model here: ``load_state_dict`` also takes checkpoints with the keys of the authors' code."""
+class ZooModel(nn.Module):
+    """Base of every model here: ``load_state_dict`` also takes checkpoints with the keys of the authors' code.
+
+    With the authors' keys, a classifier for another number of classes is left out, as timm does, if the model was made
+    for a number of classes that is not its default; the model then keeps its fresh classifier, and a warning says so.
+    """
 
     rename_key: Callable[[str], str] = staticmethod(lambda key: key)
     """Key of a foreign checkpoint, without wrapper prefixes -> our key. Our own keys are returned as they are."""
@@ -36,46 +38,60 @@ class ZooModel:
         return set()
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """Load our own or the authors' checkpoint.
-
-        With the authors' keys, a classifier for another number of classes is left out, as timm does, if the model was
-        made for a number of classes that is not its default; the model then keeps its fresh classifier.
+        """As ``torch.nn.Module.load_state_dict``, with a short message where the checkpoint does not fit.
 
         Args:
-            state_dict: Tensors by key, in any wrapping that is in use.
-            strict: Raise on a missing, an unexpected or a wrongly shaped tensor.
+            state_dict: Tensors by key, ours or the authors'.
+            strict: Raise on a missing or an unexpected tensor.
             assign: Take over the tensors themselves, not their values.
 
         Returns:
-            The missing and the unexpected keys, as torch does.
+            The missing and the unexpected keys.
 
         Raises:
-            CheckpointError: With ``strict``, if the checkpoint does not fit; the message says where.
+            CheckpointError: If the checkpoint does not fit; the message says where and what to do.
         """
-        converted = to_native_keys(state_dict, self)
-        if strict:
-            if converted.keys() != state_dict.keys() and _has_new_head(self):
-                _keep_fresh_head(converted, self)
-            check_fits(converted, self)
-        return super().load_state_dict(converted, strict=strict, assign=assign)
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as e:
+            message = _describe_misfit(rename_keys(state_dict, self), self)
+            if message is None:
+                raise
+            raise CheckpointError(message) from e
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # torch's hook for reading older formats; here also where the model is part of another module
+        own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        renamed = rename_keys(own, self)
+        if renamed.keys() != own.keys():
+            if _has_new_head(self):
+                _keep_fresh_head(renamed, self)
+            for key in own:
+                del state_dict[prefix + key]
+            state_dict.update({prefix + key: value for key, value in renamed.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _head_keys(model: nn.Module) -> tuple[str, str]:
-    head = model.pretrained_cfg['classifier']
-    return f'{head}.weight', f'{head}.bias'
+def _cfg(model: nn.Module) -> dict:
+    return getattr(model, 'pretrained_cfg', None) or {}  # absent where a class was called directly
+
+
+def _head_keys(model: nn.Module) -> tuple[str, ...]:
+    head = _cfg(model).get('classifier')
+    return (f'{head}.weight', f'{head}.bias') if head else ()
 
 
 def _has_new_head(model: nn.Module) -> bool:
     """Whether the model was made for another number of classes than its weights are declared to have."""
-    return model.num_classes != model.pretrained_cfg.get('num_classes')
+    return model.num_classes != _cfg(model).get('num_classes', model.num_classes)
 
 
 def _keep_fresh_head(state_dict: dict[str, torch.Tensor], model: nn.Module) -> None:
     own = model.state_dict()
-    weight = state_dict.get(_head_keys(model)[0])
-    if weight is not None and model.num_classes and weight.shape[0] == model.num_classes:
+    keys = _head_keys(model)
+    if all(key in own and getattr(state_dict.get(key), 'shape', None) == own[key].shape for key in keys):
         return
-    for key in _head_keys(model):
+    for key in keys:
         state_dict.pop(key, None)
         if key in own:
             state_dict[key] = own[key]
@@ -83,89 +99,74 @@ def _keep_fresh_head(state_dict: dict[str, torch.Tensor], model: nn.Module) -> N
         _logger.warning(f'The classifier for {model.num_classes} classes is not in the checkpoint: it starts fresh.')
 
 
-def to_native_keys(state_dict: dict, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Unwrap a checkpoint and rename its keys to the model's.
+def rename_keys(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Rename the keys of a checkpoint to the model's; our own come back as they are.
 
     Args:
-        state_dict: Tensors by key, plain or inside ``state_dict``, ``model`` or their EMA, with or without the
-            prefixes of DDP, ``torch.compile`` and OpenMMLab.
+        state_dict: Tensors by key. Of a whole OpenMMLab classifier or detector only the backbone and ``head.fc`` are
+            kept.
         model: The model that is to load it.
-
-    Returns:
-        A new dict; our own checkpoint comes back with the same keys.
     """
-    for wrapper in _WRAPPERS:
-        if isinstance(state_dict.get(wrapper), dict):
-            state_dict = state_dict[wrapper]
-            break
-    state_dict = clean_state_dict(state_dict)
     if any(key.startswith('backbone.') for key in state_dict):
-        state_dict = {
-            key.removeprefix('backbone.'): value for key, value in state_dict.items() if not key.startswith(_TASK_PARTS)
-        }
+        kept = ('backbone.', 'head.fc.')
+        state_dict = {k.removeprefix('backbone.'): v for k, v in state_dict.items() if k.startswith(kept)}
     return {model.rename_key(key): value for key, value in state_dict.items()}
 
 
-def checkpoint_filter_fn(state_dict: dict, model: nn.Module, with_head: bool = True) -> dict[str, torch.Tensor]:
+def checkpoint_filter_fn(
+    state_dict: dict, model: nn.Module, with_head: bool = True, strict: bool = True
+) -> dict[str, torch.Tensor]:
     """Timm's hook between reading a checkpoint and loading it: our keys, all of them, and no others.
 
     timm itself loads without checks as soon as the number of classes differs, so the check is here.
 
     Args:
-        state_dict: The checkpoint.
+        state_dict: The checkpoint, plain or inside ``state_dict``, ``model`` or their EMA, with or without the
+            prefixes of DDP and ``torch.compile``.
         model: The model that is to load it.
         with_head: Whether the classifier is wanted; False for feature extractors.
+        strict: Raise where the checkpoint does not fit.
 
     Returns:
         The state dict in our keys; its classifier is still that of the checkpoint.
 
     Raises:
-        CheckpointError: If the checkpoint does not fit the model.
+        CheckpointError: With ``strict``, if the checkpoint does not fit the model.
     """
-    converted = to_native_keys(state_dict, model)
-    ignore = [] if with_head and not _has_new_head(model) else list(_head_keys(model))
-    # The stem may still be converted to another number of input channels.
-    check_fits(converted, model, ignore=ignore, ignore_shape=[f'{model.pretrained_cfg["first_conv"]}.weight'])
-    return converted
+    for wrapper in _WRAPPERS:
+        if isinstance(state_dict.get(wrapper), dict):
+            state_dict = state_dict[wrapper]
+            break
+    renamed = rename_keys(clean_state_dict(state_dict), model)
+    if strict:
+        ignore = _head_keys(model) if not with_head or _has_new_head(model) else ()
+        # The stem may still be converted to another number of input channels.
+        message = _describe_misfit(renamed, model, ignore, any_shape=(f'{_cfg(model).get("first_conv")}.weight',))
+        if message is not None:
+            raise CheckpointError(message)
+    return renamed
 
 
-def check_fits(
-    state_dict: dict[str, torch.Tensor],
-    model: nn.Module,
-    ignore: Iterable[str] = (),
-    ignore_shape: Iterable[str] = (),
-) -> None:
-    """Compare a state dict with the model's own.
-
-    Args:
-        state_dict: Tensors by key.
-        model: The model that is to load them.
-        ignore: Keys that may be missing, additional or of any shape.
-        ignore_shape: Keys that may be of any shape.
-
-    Raises:
-        CheckpointError: If anything is missing, unexpected or of another shape.
-    """
+def _describe_misfit(
+    state_dict: dict, model: nn.Module, ignore: tuple[str, ...] = (), any_shape: tuple[str, ...] = ()
+) -> str | None:
+    """Message on what keeps a state dict from being loaded, None if it fits."""
     own = {k: v.shape for k, v in model.state_dict().items() if k not in ignore}
     given = {k: getattr(v, 'shape', None) for k, v in state_dict.items() if k not in ignore}
-    missing = [k for k in own if k not in given]
+    # torch fills in the counter of batch norm, which old checkpoints lack
+    missing = [k for k in own if k not in given and not k.endswith('.num_batches_tracked')]
     unexpected = [k for k in given if k not in own]
-    misshaped = [k for k in own if k in given and k not in ignore_shape and own[k] != given[k]]
+    misshaped = [k for k in own if k in given and k not in any_shape and own[k] != given[k]]
     if not (missing or unexpected or misshaped):
-        return
-    name = model.pretrained_cfg.get('architecture') or type(model).__name__
-    parts = [
-        f'{len(keys)} {what} ({_some(keys)})'
-        for what, keys in (('missing', missing), ('unexpected', unexpected))
-        if keys
-    ]
+        return None
+    wrong = {'missing': missing, 'unexpected': unexpected}
+    parts = [f'{len(keys)} {what} ({_some(keys)})' for what, keys in wrong.items() if keys]
     if misshaped:
         shapes = [f'{k}: {_shape(given[k])} in the checkpoint, {_shape(own[k])} in the model' for k in misshaped]
         parts.append(f'{len(misshaped)} of another shape ({_some(shapes, "; ")})')
-    raise CheckpointError(
-        f'This checkpoint does not fit {name}. Tensors: {", ".join(parts)}. '
-        f'{_hint(missing, unexpected, misshaped, own, given, _head_keys(model))}'
-    )
+    name = _cfg(model).get('architecture') or type(model).__name__
+    hint = _hint(missing, [*missing, *unexpected, *misshaped], own, given, _head_keys(model))
+    return f'This checkpoint does not fit {name}. Tensors: {", ".join(parts)}. {hint}'
 
 
 def _some(items: list[str], separator: str = ', ', most: int = 3) -> str:
@@ -174,26 +175,31 @@ def _some(items: list[str], separator: str = ', ', most: int = 3) -> str:
 
 
 def _shape(shape) -> str:
-    return 'x'.join(str(n) for n in shape) if shape is not None else 'no tensor'
+    return 'no tensor' if shape is None else 'x'.join(map(str, shape)) or 'a single number'
 
 
-def _hint(missing, unexpected, misshaped, own, given, head_keys) -> str:
+def _hint(missing: list[str], wrong: list[str], own: dict, given: dict, head_keys: tuple[str, ...]) -> str:
     """The next step, told from what does not fit."""
-    problems = {*missing, *unexpected, *misshaped}
-    if problems <= set(head_keys):
-        if missing:
+    if set(wrong) <= set(head_keys):
+        classes = given.get(head_keys[0])
+        if not classes:
             return (
-                'It holds no classifier: pass num_classes=0 for pooled features, features_only=True for feature maps, '
-                'or your own number of classes for a fresh classifier.'
+                'It holds no classifier: pass num_classes=0 for pooled features or your own number of classes for a '
+                'fresh classifier, or, with pretrained_cfg_overlay=dict(file=PATH), features_only=True.'
             )
-        classes = given[head_keys[0]][0]
-        return (
-            f'It was trained for {classes} classes: pass num_classes={classes}, and with pretrained=True also '
-            f'pretrained_cfg_overlay=dict(..., num_classes={classes}).'
-        )
-    if all('.se.fc' in key for key in problems):
+        if head_keys[0] in own:
+            return (
+                f'It was trained for {classes[0]} classes: pass num_classes={classes[0]}, and with pretrained=True '
+                f'also pretrained_cfg_overlay=dict(file=PATH, num_classes={classes[0]}).'
+            )
+        return 'The model has no classifier; pretrained_cfg_overlay=dict(file=PATH) leaves out that of the checkpoint.'
+    of_attention = re.compile(r'\.(se|attn)\.')
+    given_attention = [key for key in given if of_attention.search(key)]
+    if given_attention and all('.se.fc' in key for key in wrong):
         return "CSA may stand in other blocks than here: try csa_blocks='all' or csa_blocks='last'."
-    if len(own) - len(missing) - len(misshaped) < len(own) // 2:
+    if not given_attention and missing == wrong and all(of_attention.search(key) for key in missing):
+        return 'It looks like the checkpoint of the plain backbone, without the attention.'
+    if len(own) - len(set(wrong) & own.keys()) < len(own) // 2:
         return 'It looks like the checkpoint of another architecture.'
     return 'Check that it belongs to this model and was made with the same arguments.'
 

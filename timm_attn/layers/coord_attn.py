@@ -11,6 +11,13 @@ from timm.layers.coord_attn import CoordAttn
 from torch import nn
 
 
+def _with_defaults(kwargs: dict, rd_channels: int, **defaults) -> dict:
+    """Arguments as published, where the caller gives none; a ratio from the caller also sets the hidden width."""
+    if 'rd_ratio' not in kwargs:
+        defaults['rd_channels'] = rd_channels
+    return {**defaults, **kwargs}
+
+
 def coord_attn(channels: int, **kwargs) -> CoordAttn:
     """Coordinate attention as published: hidden width max(8, C // 32), biases, hard swish.
 
@@ -19,7 +26,7 @@ def coord_attn(channels: int, **kwargs) -> CoordAttn:
         **kwargs: Arguments of timm's CoordAttn that replace or extend these. The variant with ReLU and reduction 16
             that is in circulation is ``coord_attn(C, rd_channels=max(8, C // 16), act_layer=nn.ReLU)``.
     """
-    return CoordAttn(channels, **dict(dict(rd_channels=max(8, channels // 32), bias=True), **kwargs))
+    return CoordAttn(channels, **_with_defaults(kwargs, max(8, channels // 32), bias=True))
 
 
 def squeeze_excite(channels: int, **kwargs) -> nn.Module:
@@ -29,14 +36,14 @@ def squeeze_excite(channels: int, **kwargs) -> nn.Module:
         channels: Number of input channels C.
         **kwargs: Arguments of timm's SEModule that replace or extend these.
     """
-    return SqueezeExcite(channels, **dict(dict(rd_channels=max(1, channels // 24), act_layer=nn.ReLU6), **kwargs))
+    return SqueezeExcite(channels, **_with_defaults(kwargs, max(1, channels // 24), act_layer=nn.ReLU6))
 
 
 def cbam(channels: int, **kwargs) -> CbamModule:
-    """CBAM, the paper's baseline: the hidden width of :func:`squeeze_excite`, and a 7x7 spatial gate.
+    """CBAM, the paper's baseline: the hidden width and the biases of :func:`squeeze_excite`, and a 7x7 spatial gate.
 
     Args:
         channels: Number of input channels C.
         **kwargs: Arguments of timm's CbamModule that replace or extend these.
     """
-    return CbamModule(channels, **dict(dict(rd_channels=max(1, channels // 24)), **kwargs))
+    return CbamModule(channels, **_with_defaults(kwargs, max(1, channels // 24), mlp_bias=True))

@@ -70,7 +70,7 @@ def csa_descriptor(x: torch.Tensor, mode: str = 'hybrid') -> torch.Tensor:
         x: Feature map (B, C, H, W).
         mode: Contiguity between channels f_i and f_j, where d_ij is their distance and dbar the mean of all d_ij:
             ``hybrid`` exp(-d_ij / dbar) * max(cos, 0), ``l2`` exp(-d_ij / dbar), ``l1`` the same with the L1
-            distance, ``cosine`` cos(f_i, f_j).
+            distance (without ONNX export), ``cosine`` cos(f_i, f_j).
 
     Returns:
         (B, C), mean 0 and std 1 over the channels; all zeros where the channels cannot be told apart.
@@ -78,7 +78,9 @@ def csa_descriptor(x: torch.Tensor, mode: str = 'hybrid') -> torch.Tensor:
     if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
         x = x.float()
     if torch.jit.is_scripting():
-        return _moran(x, mode)
+        # A script can neither leave autocast nor, on the CPU, ask for it; but autocast leaves float64 alone.
+        maybe_autocast = not x.is_cuda or torch.is_autocast_enabled()
+        return _moran(x.double(), mode).to(x.dtype) if maybe_autocast else _moran(x, mode)
     else:
         device_type = x.device.type
         # Some devices (meta) have no autocast to ask about; a graph is compiled for one that has.

@@ -42,7 +42,8 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kw
     """
     cfg = _resolve_cfg(variant, pretrained, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
     features_only = kwargs.get('features_only', False)
-    kwargs.setdefault('pretrained_filter_fn', partial(checkpoint_filter_fn, with_head=not features_only))
+    strict = kwargs.get('pretrained_strict', True)
+    kwargs.setdefault('pretrained_filter_fn', partial(checkpoint_filter_fn, with_head=not features_only, strict=strict))
     try:
         return build_model_with_cfg(model_cls, variant, pretrained, **kwargs)
     except CheckpointError:

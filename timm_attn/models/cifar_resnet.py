@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, SEModule, calculate_drop_path_rates, get_act_layer, get_norm_act_layer
+from timm.layers import DropPath, SEModule, calculate_drop_path_rates, get_act_layer, get_norm_act_layer, get_norm_layer
 from timm.layers.cbam import CbamModule
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
@@ -93,7 +93,7 @@ class CifarResNet(ZooModel, StagedNet):
         if output_stride not in (1, 2, 4, 8, 16, 32):
             raise ValueError(f'output_stride={output_stride} is not one of 1, 2, 4, 8, 16, 32.')
         dd = {'device': device, 'dtype': dtype}
-        act_layer = get_act_layer(act_layer)
+        act_layer, norm_layer = get_act_layer(act_layer), get_norm_layer(norm_layer)
         conv_stem = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **dd)
         bn1 = get_norm_act_layer(norm_layer, act_layer)(channels[0], inplace=True, **dd)
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)

@@ -9,7 +9,7 @@ Papers:
 
 from functools import partial
 
-from timm.layers import get_act_layer
+from timm.layers import create_attn, get_act_layer
 from timm.models import generate_default_cfgs, register_model
 from timm.models._efficientnet_builder import decode_arch_def, resolve_bn_args, round_channels
 from timm.models.efficientnet import EfficientNet
@@ -26,7 +26,7 @@ class AttnMobileNetV2(ZooModel, EfficientNet):
     """timm's MobileNetV2 body with an attention layer in each block.
 
     Args:
-        attn_layer: Attention class, channels first; None for none.
+        attn_layer: Attention class, channels first, or a name that timm knows; None for none.
         attn_first: Also in the first block, which does not expand.
         width: Multiplier of the channels; the last convolution keeps 1280 at widths up to 1.
         act_layer: Activation.
@@ -72,7 +72,7 @@ class AttnMobileNetV2(ZooModel, EfficientNet):
 
 def _in_block(attn_layer, channels: int, act_layer=None, device=None, dtype=None) -> nn.Module:
     """Build an attention layer inside a block, which hands its own activation and no reduction ratio to the layer."""
-    return attn_layer(channels, device=device, dtype=dtype)
+    return create_attn(attn_layer, channels, device=device, dtype=dtype)
 
 
 def _create_mbv2(variant: str, pretrained: bool = False, **kwargs) -> AttnMobileNetV2:

@@ -8,7 +8,14 @@ Papers:
 import math
 
 import torch
-from timm.layers import DropPath, calculate_drop_path_rates, get_act_layer, get_norm_act_layer, make_divisible
+from timm.layers import (
+    DropPath,
+    calculate_drop_path_rates,
+    create_attn,
+    get_act_layer,
+    get_norm_act_layer,
+    make_divisible,
+)
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
@@ -54,7 +61,8 @@ class SandglassBlock(nn.Module):
         skip: Adds the input.
         dilation: Dilation of the first depthwise convolution.
         last_dilation: Dilation of the last depthwise convolution.
-        attn_layer: Attention class, channels first; it needs the first depthwise convolution.
+        attn_layer: Attention class, channels first, or a name that timm knows; it needs the first depthwise
+            convolution.
         act_layer: Activation.
         norm_layer: Norm.
         drop_path_rate: Stochastic depth.
@@ -88,7 +96,7 @@ class SandglassBlock(nn.Module):
             hidden = make_divisible(math.ceil(out_channels / 6), 16)
         self.conv_dw1 = _depthwise(in_channels, 1, dilation, dd) if first_dw else nn.Identity()
         self.bn1 = norm_act_layer(in_channels, inplace=True, **dd) if first_dw else nn.Identity()
-        self.attn = attn_layer(in_channels, **dd) if attn_layer is not None and first_dw else nn.Identity()
+        self.attn = (create_attn(attn_layer, in_channels, **dd) if first_dw else None) or nn.Identity()
         self.conv_reduce = nn.Conv2d(in_channels, hidden, 1, bias=False, **dd)
         self.bn2 = norm_act_layer(hidden, apply_act=False, **dd)
         self.conv_expand = nn.Conv2d(hidden, out_channels, 1, bias=False, **dd)
@@ -195,10 +203,10 @@ class MobileNeXt(ZooModel, StagedNet):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """He initialisation of the convolutions, a narrow normal one of the classifier, as the authors' code."""
+        """He initialisation of the convolutions, a narrow normal one of the classifier."""
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
-                fan_out = m.kernel_size[0] * m.kernel_size[1] * m.out_channels
+                fan_out = m.kernel_size[0] * m.kernel_size[1] * m.out_channels // m.groups
                 nn.init.normal_(m.weight, 0, math.sqrt(2.0 / fan_out))
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)

@@ -7,8 +7,10 @@ https://arxiv.org/abs/2407.05128
 from functools import partial
 
 import torch
+from timm.layers import create_attn
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
 
 from ..layers import SCSA
 from ..pretrained import ZooModel, rename_scsa_resnet
@@ -24,13 +26,14 @@ class ScsaBasicBlock(BasicBlock):
         inplanes: Input channels.
         planes: Channels of the block.
         *args: As timm's BasicBlock.
-        attn_layer: Attention class, channels first.
+        attn_layer: Attention class, channels first, or a name that timm knows; None for none.
         **kwargs: As timm's BasicBlock.
     """
 
     def __init__(self, inplanes: int, planes: int, *args, attn_layer=SCSA, **kwargs):
         super().__init__(inplanes, planes, *args, **kwargs)
-        self.attn = attn_layer(self.conv1.out_channels, device=self.conv1.weight.device, dtype=self.conv1.weight.dtype)
+        dd = dict(device=self.conv1.weight.device, dtype=self.conv1.weight.dtype)
+        self.attn = create_attn(attn_layer, self.conv1.out_channels, **dd) or nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -49,13 +52,14 @@ class ScsaBottleneck(Bottleneck):
         inplanes: Input channels.
         planes: Channels of the 3x3 convolution; the block puts out 4 times as many.
         *args: As timm's Bottleneck.
-        attn_layer: Attention class, channels first.
+        attn_layer: Attention class, channels first, or a name that timm knows; None for none.
         **kwargs: As timm's Bottleneck.
     """
 
     def __init__(self, inplanes: int, planes: int, *args, attn_layer=SCSA, **kwargs):
         super().__init__(inplanes, planes, *args, **kwargs)
-        self.attn = attn_layer(self.conv2.out_channels, device=self.conv2.weight.device, dtype=self.conv2.weight.dtype)
+        dd = dict(device=self.conv2.weight.device, dtype=self.conv2.weight.dtype)
+        self.attn = create_attn(attn_layer, self.conv2.out_channels, **dd) or nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
