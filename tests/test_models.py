@@ -173,6 +173,22 @@ def test_dtype(name, dtype):
     assert out.isfinite().all()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('name', MODELS)
+def test_on_cuda(name):
+    model = wake_up(timm.create_model(name)).eval()
+    x = small_image(name)
+    expected = model(x)
+    model, x = model.cuda(), x.cuda()
+    close(model(x).cpu(), expected, 1e-2)  # TF32 convolutions
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast('cuda', dtype):
+            out = model.train()(x)
+        out.float().square().mean().backward()
+        assert out.isfinite().all()
+    assert {p.device.type for p in timm.create_model(name, device='cuda').parameters()} == {'cuda'}
+
+
 @pytest.mark.parametrize('name', MODELS)
 def test_copies_and_formats_compute_the_same(name, tmp_path):
     model = wake_up(timm.create_model(name)).eval()

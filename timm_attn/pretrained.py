@@ -195,7 +195,7 @@ def _hint(missing: list[str], wrong: list[str], own: dict, given: dict, head_key
         return 'The model has no classifier; pretrained_cfg_overlay=dict(file=PATH) leaves out that of the checkpoint.'
     of_attention = re.compile(r'\.(se|attn)\.')
     given_attention = [key for key in given if of_attention.search(key)]
-    if given_attention and all('.se.fc' in key for key in wrong):
+    if given_attention and all('.se.fc' in key and not (key in own and key in given) for key in wrong):
         return "CSA may stand in other blocks than here: try csa_blocks='all' or csa_blocks='last'."
     if not given_attention and missing == wrong and all(of_attention.search(key) for key in missing):
         return 'It looks like the checkpoint of the plain backbone, without the attention.'
