@@ -65,6 +65,7 @@ def test_compile_without_graph_breaks(model_and_image):
         close(compiled(x[:2]), expected[:2])
 
 
+@pytest.mark.slow
 @every_model
 def test_compiled_training_step_under_autocast(model_and_image):
     model, x, _ = model_and_image
