@@ -64,7 +64,8 @@ def csa_descriptor(x: torch.Tensor, mode: str = 'hybrid') -> torch.Tensor:
     """Standardised local Moran's I of every channel: how each channel's mean agrees with those of similar channels.
 
     Computed in float32 (float64 for float64 input) whatever the input or autocast type: squared norms of a feature
-    map overflow float16. Source: CSA-Net, eq. 1 to 6; the default ``hybrid`` weights are those of the authors' code.
+    map overflow float16. Source: CSA-Net (arXiv 2405.05755). The default
+    ``hybrid`` weights are those of the authors' code.
 
     Args:
         x: Feature map (B, C, H, W).
@@ -96,7 +97,7 @@ class CSA(nn.Module):
 
     out = x * sigmoid(fc2(relu(fc1(q)))) with q = :func:`csa_descriptor` of x, computed per image.
 
-    Source: CSA-Net (arXiv 2405.05755), section 3. Original placement: after the last norm of the residual block.
+    Source: CSA-Net (arXiv 2405.05755). Original placement: after the last norm of the residual block.
 
     Args:
         channels: Number of input channels C.

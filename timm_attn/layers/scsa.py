@@ -44,7 +44,7 @@ class SCSA(nn.Module):
     group norm and a gate; x' = x * gate_h * gate_w. Channel: self-attention between the channels of the pooled x',
     averaged over positions, gates x'.
 
-    Source: SCSA (arXiv 2407.05128), section 3.
+    Source: SCSA (arXiv 2407.05128).
 
     Args:
         channels: Number of input channels C, a multiple of 4 and of ``num_heads``.

@@ -48,8 +48,8 @@ def _depthwise(channels: int, stride: int, dilation: int, dd: dict) -> nn.Conv2d
 class SandglassBlock(nn.Module):
     """Sandglass block: depthwise convolution, bottleneck of two 1x1 convolutions, depthwise convolution with stride.
 
-    Source: MobileNeXt (arXiv 2007.02269), section 3; attention behind the first depthwise convolution, as in CA
-    (arXiv 2103.02907), figure 3.
+    Source: MobileNeXt (arXiv 2007.02269); attention behind the first depthwise convolution, as in CA
+    (arXiv 2103.02907).
 
     Args:
         in_channels: Channels of the input.
@@ -120,7 +120,7 @@ class SandglassBlock(nn.Module):
 class MobileNeXt(ZooModel, StagedNet):
     """MobileNeXt.
 
-    Source: MobileNeXt (arXiv 2007.02269), table 2, with the exceptions of the authors' code: of the blocks that
+    Source: MobileNeXt (arXiv 2007.02269), with the exceptions of the authors' code: of the blocks that
     change the number of channels, one at stride 1 keeps only the two 1x1 convolutions, and one at stride 2 also the
     last depthwise; a block that is alone in its stage at stride 1, and the first of all, keep both but have no skip.
 
