@@ -1,31 +1,89 @@
-"""Put a training checkpoint into the package.
+r"""Put the better of several training runs into the package, with all their results in the manifest.
 
-    python scripts/bundle_weight.py last.pth.tar csa_resnet20_cifar.cifar10
+    python scripts/bundle_weight.py csa_resnet20_cifar.cifar10 --data-dir cifar10 \
+        --run 0=OUTPUT/csa_resnet20_cifar.seed0 --run 1=OUTPUT/csa_resnet20_cifar.seed1
 
-The checkpoint is one of timm's train.py; its tensors are loaded strictly and written without the training state.
+A run is named by its seed and the output folder of timm's train.py, with ``last.pth.tar`` and ``summary.csv`` in it.
+Its top-1 is measured on the whole test split, in float32. The tensors are loaded strictly and written without the
+training state; the logs go to ``scripts/recipes/logs``.
 """
 
 import argparse
+import dataclasses
 import os
+import shutil
+from pathlib import Path
 
 import timm
+from measure_weights import cifar10_metric, measure_cost, measure_file, measure_top1, write_manifest
 from safetensors.torch import save_file
+from torch import nn
 
-import timm_attn  # noqa: F401  registers the models
-from timm_attn.weights import bundled
+from timm_attn.weights import Weight, bundled, weights
+
+ROOT = Path(__file__).parent.parent
+LOGS = Path('scripts/recipes/logs')
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Write a model's tensors as safetensors; a crash leaves no half file under that name.
+
+    Args:
+        model: The model.
+        path: File to write or replace.
+    """
+    part = f'{path}.part'
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part, metadata={'format': 'pt'})
+    os.replace(part, path)
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description='Put a training checkpoint into the package.')
-    parser.add_argument('checkpoint', help='checkpoint of a training run, such as last.pth.tar')
+    parser = argparse.ArgumentParser(description='Put the better of several training runs into the package.')
     parser.add_argument('name', help='architecture.tag of the weight')
+    parser.add_argument('--run', action='append', required=True, metavar='SEED=FOLDER', help='a run; may be repeated')
+    parser.add_argument('--data-dir', required=True, metavar='DIR', help='CIFAR-10 as DIR/test/<class>/*.jpg')
     args = parser.parse_args()
-    model = timm.create_model(args.name.partition('.')[0], checkpoint_path=args.checkpoint)
-    path = bundled(f'{args.name}.safetensors')
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, f'{path}.part', metadata={'format': 'pt'})
-    os.replace(f'{path}.part', path)
-    print(f'{path}: {os.path.getsize(path)} bytes')
+    arch = args.name.partition('.')[0]
+    row = weights().get(args.name) or weights().get(f'{arch}.untrained')
+    if row is None:
+        parser.error(f'the manifest has no row for {args.name}, nor {arch}.untrained in its place')
+    seeds, logs, models = {}, [], {}
+    for run in args.run:
+        seed, _, folder = run.partition('=')
+        models[seed] = timm.create_model(arch, checkpoint_path=f'{folder}/last.pth.tar')
+        seeds[seed] = round(measure_top1(models[seed], args.data_dir), 2)
+        logs.append((LOGS / f'{args.name}.seed{seed}.csv').as_posix())
+        (ROOT / LOGS).mkdir(exist_ok=True)
+        shutil.copyfile(f'{folder}/summary.csv', ROOT / logs[-1])
+        print(f'{args.name}, seed {seed}: top-1 {seeds[seed]:.2f} %', flush=True)
+    best = max(seeds, key=seeds.get)
+    file = f'{args.name}.safetensors'
+    save_weights(models[best], bundled(file))
+    trained = _trained_row(row, args.name, file, seeds, logs)
+    write_manifest([trained if w is row else w for w in weights().values()])
+    print(f'{file}: seed {best}, {os.path.getsize(bundled(file))} bytes')
+
+
+def _trained_row(row: Weight, name: str, file: str, seeds: dict, logs: list[str]) -> Weight:
+    size_and_sum = measure_file(file)
+    row = dataclasses.replace(
+        row,
+        **size_and_sum,
+        name=name,
+        kind='trained',
+        file=file,
+        license='apache-2.0',
+        license_url='https://www.apache.org/licenses/LICENSE-2.0',
+        redistributable=True,
+        dataset='uoft-cs/cifar10',
+        recipe='scripts/recipes/cifar10_resnet20.yaml',
+        seeds=seeds,
+        logs=tuple(logs),
+        metrics=(cifar10_metric(max(seeds.values())),),
+        throughput=None,
+    )
+    return dataclasses.replace(row, **measure_cost(row))
 
 
 if __name__ == '__main__':

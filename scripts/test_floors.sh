@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 floors="$(sed -n '/^dependencies = \[/,/^\]/s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' pyproject.toml)"
 [ -x .venv-floors/bin/python ] || "${PYTHON310:-python3.10}" -m venv .venv-floors
 # shellcheck disable=SC2086
-.venv-floors/bin/python -m pip install --quiet --disable-pip-version-check $floors 'numpy<2' pytest pytest-timeout --editable .
+.venv-floors/bin/python -m pip install --quiet --disable-pip-version-check $floors 'numpy<2' pytest pytest-timeout matplotlib --editable .
 exec .venv-floors/bin/python -m pytest "$@"

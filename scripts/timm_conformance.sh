@@ -5,7 +5,8 @@
 #
 # The tests come with the source distribution of the installed timm, taken from the package index. Every test that
 # timm generates from its list of models, for its ResNets and MobileNets among others, runs for every model here; no
-# test and no model is excluded. Tests that name single models of timm are not generated and stay with those models.
+# test and no model is excluded, but weights that would be downloaded are. Tests that name single models of timm are not
+# generated and stay with those models.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 ensure_env demo,test

@@ -1,12 +1,14 @@
 """pytest plugin: timm's own model tests, run over the models of timm_attn in place of timm's.
 
 timm's test file asks ``timm.list_models`` for the names to test. Here that answers with our models wherever it would
-have answered with ResNets and MobileNets, so the file itself runs as it is.
+have answered with ResNets and MobileNets, so the file itself runs as it is. Of the pretrained weights it names those
+inside the package: the others come from the network, and the tests here load them from a server of their own.
 """
 
 import os
 
 import timm
+from timm.models import get_pretrained_cfg
 from timm.models import list_models as _list_models
 
 from timm_attn.models import zoo_models
@@ -22,6 +24,8 @@ def _list_zoo(filter='', module='', pretrained=False, exclude_filters='', name_m
         name_matches_cfg=name_matches_cfg,
         include_tags=include_tags,
     )
+    if pretrained:
+        names = [n for n in names if get_pretrained_cfg(n).file]
     modules = {module} if isinstance(module, str) else set(module)
     if modules - {''} and not modules & _BODIES:
         return []

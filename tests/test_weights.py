@@ -1,65 +1,234 @@
-"""The weights inside the package."""
+"""The manifest, all that is rendered from it, and the weights inside the package."""
 
+import dataclasses
+import json
 import re
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.models import get_pretrained_cfg
 
+import timm_attn.weights as manifest
 from timm_attn.models import zoo_models
+from timm_attn.weights import MANIFEST, Weight, weights
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / 'shared' / 'data'
-BUNDLED = [n for n in zoo_models(include_tags=True) if timm.models.get_pretrained_cfg(n).file]
+TRAINED = [w for w in weights().values() if w.kind == 'trained']
+CIFAR = [n for n in zoo_models() if n.endswith('resnet20_cifar')]
+
+sys.path.insert(0, str(ROOT / 'scripts'))
+import measure_weights  # noqa: E402
+
+import model_cards  # noqa: E402
+
+each = pytest.mark.parametrize('weight', weights().values(), ids=lambda w: w.name)
+each_trained = pytest.mark.parametrize('weight', TRAINED, ids=lambda w: w.name)
 
 
-def test_there_is_a_bundled_weight():
-    assert 'csa_resnet20_cifar.cifar10' in BUNDLED
+def test_every_model_and_every_tag_has_a_row():
+    assert {w.arch for w in weights().values()} == set(zoo_models())
+    assert set(weights()) == set(zoo_models(include_tags=True))
+    assert {w.name for w in weights().values() if w.kind != 'untrained'} == set(zoo_models(pretrained=True))
+    assert {w.arch for w in TRAINED} == set(CIFAR)
 
 
-@pytest.mark.parametrize('name', BUNDLED)
-def test_bundled_weight_loads_without_network(name, monkeypatch):
+def test_default_weights():
+    defaults = {n: get_pretrained_cfg(n).tag for n in zoo_models()}
+    assert defaults['mbv2_ca'] == defaults['mobilenext'] == 'houqb_in1k'
+    assert defaults['csa_resnet50'] == defaults['scsa_resnet50'] == 'warm_a1_in1k'
+    assert defaults['csa_resnet101'] == defaults['scsa_resnet101'] == 'warm_a1h_in1k'
+    assert all(defaults[n] == 'cifar10' for n in CIFAR)
+    for weight in weights().values():
+        if weight.kind == 'warm_start':
+            assert weight.tag == f'warm_{weight.base_weight.partition(".")[2]}'
+    assert all(f'mbv2_{a}.warm_ra_in1k' in weights() for a in ('ca', 'se', 'cbam', 'scsa'))
+
+
+@each
+def test_what_the_manifest_claims_is_recomputed(weight):
+    assert measure_weights.measure_cost(weight) == {k: getattr(weight, k) for k in ('params', 'gmacs', 'activations')}
+    cfg = get_pretrained_cfg(weight.name)
+    assert (cfg.license, cfg.paper_ids) == (weight.license, weight.paper)
+    assert tuple(cfg.input_size) == weight.input_size
+    if weight.file:
+        assert measure_weights.measure_file(weight.file) == dict(file_size=weight.file_size, sha256=weight.sha256)
+    if weight.kind != 'untrained':
+        assert weight.license_url
+        assert weight.dataset in model_cards.DATASETS
+        assert weight.top1
+        assert weight.copyright or weight.license != 'mit'
+    for path in (weight.recipe, *weight.logs):
+        assert path is None or (ROOT / path).is_file()
+
+
+@each_trained
+def test_the_better_seed_is_shipped(weight):
+    assert len(weight.seeds) >= 2
+    assert list(weight.seeds) == list(TRAINED[0].seeds)
+    assert weight.recipe == TRAINED[0].recipe
+    assert weight.top1.value == max(weight.seeds.values())
+    assert weight.top1.measured
+    mean, spread = model_cards.seed_statistics(weight)
+    values = list(weight.seeds.values())
+    assert min(values) <= mean <= max(values)
+    assert spread == max(values) - min(values)
+    for seed, log in zip(weight.seeds, weight.logs, strict=True):
+        assert log.endswith(f'{weight.name}.seed{seed}.csv')
+        last = (ROOT / log).read_text().strip().splitlines()[-1].split(',')
+        # the log's accuracy is that of bfloat16
+        assert float(last[3]) == pytest.approx(weight.seeds[seed], abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ('change', 'error', 'message'),
+    [
+        (dict(top1=99.0), TypeError, 'top1'),
+        (dict(kind='found'), ValueError, 'found'),
+        (dict(base_weight=None), ValueError, 'base_weight'),
+        (dict(kind='authors'), ValueError, 'url'),
+        ('again', ValueError, 'twice'),
+    ],
+)
+def test_a_wrong_row_is_refused(change, error, message, tmp_path, monkeypatch):
+    row = json.loads(MANIFEST.read_text())[0]
+    rows = [row, row] if change == 'again' else [{**row, **change}]
+    (tmp_path / 'manifest.json').write_text(json.dumps(rows))
+    monkeypatch.setattr(manifest, 'MANIFEST', tmp_path / 'manifest.json')
+    with pytest.raises(error, match=message):
+        weights.__wrapped__()
+
+
+def test_the_manifest_comes_back_as_it_was_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure_weights, 'MANIFEST', tmp_path / 'manifest.json')
+    measure_weights.write_manifest(list(weights().values()))
+    assert (tmp_path / 'manifest.json').read_text() == MANIFEST.read_text()
+
+
+def test_cards_are_what_the_manifest_renders():
+    stale = [str(path.relative_to(ROOT)) for path in model_cards.stale_files()]
+    assert not stale, 'run python scripts/model_cards.py'
+    assert not model_cards.plot_is_stale()
+
+
+@each
+def test_cards_are_read_by_the_hub(weight):
+    if weight.kind == 'untrained':
+        return
+    from huggingface_hub import ModelCard
+
+    text = model_cards.render_card(weight)
+    card = ModelCard(text)
+    assert card.data.library_name == 'timm'
+    assert card.data.license == weight.license
+    results = card.data.eval_results or []
+    assert [r.metric_value for r in results] == [m.value for m in weight.metrics if m.measured]
+    first = card.text.strip().splitlines()[2]
+    assert ('exact identity' in first) == (weight.kind == 'warm_start')
+    assert 'import timm_attn' in card.text
+    for section in ('Details', 'Usage', 'How it was made', 'Limitations', 'Comparison with its family', 'Citation'):
+        assert f'\n## {section}\n' in card.text
+    if weight.license == 'mit':
+        assert weight.copyright in card.text
+        assert 'Permission is hereby granted' in card.text
+
+
+@each_trained
+def test_code_in_the_cards_runs(weight, tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Image.new('RGB', (40, 50), 'red').save('image.png')
+    scope = {}
+    code = re.findall(r'```python\n(.*?)```', model_cards.render_card(weight), re.S)
+    assert len(code) == 3
+    for block in code:
+        exec(block, scope)
+    assert scope['top5_classes'].shape == (1, 5)
+    assert scope['embedding'].shape == (1, 64)
+
+
+def test_check_notices_a_changed_card(monkeypatch):
+    name = 'csa_resnet50.warm_a1_in1k'
+    changed = dataclasses.replace(weights()[name], params=1)
+    monkeypatch.setitem(weights(), name, changed)
+    stale = {path.name for path in model_cards.stale_files()}
+    assert {f'{name}.md', 'README.md'} <= stale
+
+
+@each_trained
+def test_bundled_weight_loads_without_network(weight, monkeypatch):
     import socket
 
     monkeypatch.setattr(socket.socket, 'connect', lambda *a: pytest.fail('the network was touched'))
-    arch, _, tag = name.partition('.')
     models = [
-        timm.create_model(name, pretrained=True),
-        timm.create_model(arch, pretrained=True),
-        timm.create_model(arch, pretrained=True, pretrained_cfg=tag),
+        timm.create_model(weight.name, pretrained=True),
+        timm.create_model(weight.arch, pretrained=True),
+        timm.create_model(weight.arch, pretrained=True, pretrained_cfg=weight.tag),
     ]
     for key, value in models[0].state_dict().items():
         assert value.isfinite().all(), key
         assert all(torch.equal(m.state_dict()[key], value) for m in models), key
     assert len(models[0].pretrained_cfg['label_names']) == models[0].num_classes
-    adapted = timm.create_model(name, pretrained=True, num_classes=3, in_chans=1)
+    adapted = timm.create_model(weight.name, pretrained=True, num_classes=3, in_chans=1)
     assert adapted(torch.randn(2, 1, 32, 32)).shape == (2, 3)
-    timm.create_model(name, pretrained=True, features_only=True)
+    timm.create_model(weight.name, pretrained=True, features_only=True)
     with pytest.raises(RuntimeError, match='missing'):
         models[0].load_state_dict({})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', [n for n in BUNDLED if n.endswith('.cifar10')])
-def test_accuracy_is_the_one_in_the_readme(name, tmp_path):
+def test_sizes_in_the_package():
+    files = {p.name: p.stat().st_size for p in MANIFEST.parent.glob('*.safetensors')}
+    assert files == {w.file: w.file_size for w in TRAINED}
+    assert sum(files.values()) < 10e6
+
+
+def test_a_row_names_its_origin():
+    rows = weights()
+    assert rows['mobilenext_ca.warm_houqb_in1k'].origin == rows['mobilenext.houqb_in1k'].url
+    assert rows['csa_resnet50.warm_a1_in1k'].origin == 'https://huggingface.co/timm/resnet50.a1_in1k'
+    assert all(isinstance(w, Weight) for w in rows.values())
+
+
+@pytest.fixture(scope='session')
+def cifar10(tmp_path_factory):
     if not (DATA / 'cifar10.zip').exists():
         pytest.skip(f'CIFAR-10 is not at {DATA / "cifar10.zip"}')
+    folder = tmp_path_factory.mktemp('data')
     with zipfile.ZipFile(DATA / 'cifar10.zip') as archive:
-        archive.extractall(tmp_path, [n for n in archive.namelist() if '/test/' in n])
-    model = timm.create_model(name, pretrained=True).eval()
-    dataset = create_dataset('', root=tmp_path / 'cifar10', split='test', class_map='')
-    assert len(dataset) == 10_000
-    assert tuple(dataset.reader.class_to_idx) == tuple(model.pretrained_cfg['label_names'])
-    config = resolve_data_config(model=model)
-    loader = create_loader(
-        dataset, batch_size=250, is_training=False, use_prefetcher=False, num_workers=2, device=torch.device('cpu'),
-        **{k: config[k] for k in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct')},
-    )  # fmt: skip
-    with torch.inference_mode():
-        correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in loader)
-    claimed = re.search(r'as JPEG\) is ([\d.]+) %', (ROOT / 'README.md').read_text().replace('\n', ' '))
+        archive.extractall(folder, [n for n in archive.namelist() if '/test/' in n])
+    return folder / 'cifar10'
+
+
+@pytest.mark.slow
+@each_trained
+def test_accuracy_is_the_one_in_the_manifest(weight, cifar10):
+    top1 = measure_weights.measure_top1(timm.create_model(weight.name, pretrained=True), cifar10)
     # another CPU may round a handful of images to the other side
-    assert correct / 100 == pytest.approx(float(claimed[1]), abs=0.05)
+    assert top1 == pytest.approx(weight.top1.value, abs=0.05)
+
+
+@pytest.mark.slow
+def test_accuracy_is_measured_with_the_right_classes(cifar10, tmp_path):
+    model = timm.create_model('csa_resnet20_cifar', pretrained=True)
+    (tmp_path / 'test').mkdir()
+    (tmp_path / 'test' / 'cat').symlink_to(cifar10 / 'test' / 'cat')
+    with pytest.raises(ValueError, match='not the classes'):
+        measure_weights.measure_top1(model, tmp_path)
+
+
+def test_the_plot_knows_its_data(tmp_path, monkeypatch):
+    points = [
+        dict(name=n, gmacs=g, images_per_second=s, top1=[80.0, 81.0]) for n, g, s in (('a', 1, 2), ('b', 2, None))
+    ]
+    monkeypatch.setattr(model_cards, 'PLOT', tmp_path / 'plot.png')
+    monkeypatch.setattr(model_cards, 'plot_data', lambda: points)
+    assert model_cards.plot_is_stale()
+    model_cards.write_plot(points)
+    assert not model_cards.plot_is_stale()
+    points[0]['top1'] = [80.0, 82.0]
+    assert model_cards.plot_is_stale()

@@ -16,7 +16,8 @@ from timm.models import load_state_dict
 
 from .models import zoo_models
 from .pretrained import ZooModel, checkpoint_filter_fn, explain_unreadable
-from .summary import describe
+from .summary import describe, find_weight
+from .weights import weights
 
 
 class UsageError(Exception):
@@ -29,9 +30,10 @@ def _list(args: argparse.Namespace) -> None:
         raise UsageError(f'no model matches {args.filter!r}; there are: {", ".join(zoo_models())}')
     rows = [('model', 'params (M)', 'GMACs', 'input', 'weights')]
     for name in names:
-        d = describe(name)
-        size = 'x'.join(str(n) for n in d['input_size'])
-        rows.append((name, f'{d["params"] / 1e6:.2f}', f'{d["gmacs"]:.3f}', size, ' '.join(d['weights']) or '-'))
+        weight = find_weight(name)
+        size = 'x'.join(str(n) for n in weight.input_size)
+        tags = ' '.join(w.tag for w in weights().values() if w.arch == name and w.kind != 'untrained') or '-'
+        rows.append((name, f'{weight.params / 1e6:.2f}', f'{weight.gmacs:.3f}', size, tags))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [c.rjust(w) if i in (1, 2) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
@@ -41,9 +43,11 @@ def _list(args: argparse.Namespace) -> None:
 def _info(args: argparse.Namespace) -> None:
     name = _known_name(args.name)
     for key, value in describe(name).items():
-        if isinstance(value, list | tuple):
-            value = ', '.join(str(v) for v in value) or '-'
-        print(f'{key:<15}{value}')
+        lines = value if key in ('quality', 'notes') else [value]
+        for i, line in enumerate(lines):
+            if isinstance(line, list | tuple):
+                line = ', '.join(str(v) for v in line) or '-'
+            print(f'{key if i == 0 else "":<15}{line}')
 
 
 def _known_name(name: str, others: list[str] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints of other code bases: their keys renamed to ours, every key accounted for.
+"""Checkpoints of other code bases and of plain backbones: their keys renamed to ours, every key accounted for.
 
 A model class names the function that renames its keys. Renaming leaves our own keys alone, so that it can be applied
 to every checkpoint and twice to the same one.
@@ -7,11 +7,14 @@ to every checkpoint and twice to the same one.
 import logging
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from timm.models import clean_state_dict, load_state_dict
 from torch import nn
+
+from .warm_start import attention_keys, warm_start
 
 _logger = logging.getLogger(__name__)
 
@@ -31,6 +34,10 @@ class ZooModel(nn.Module):
 
     rename_key: Callable[[str], str] = staticmethod(lambda key: key)
     """Key of a foreign checkpoint, without wrapper prefixes -> our key. Our own keys are returned as they are."""
+
+    absorbs_gate: dict[str, tuple[str, ...]] = {}
+    """For warm starts: what a block calls its attention -> the layers beside it that can take up a factor, the first
+    that the block has."""
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -76,6 +83,10 @@ def _cfg(model: nn.Module) -> dict:
     return getattr(model, 'pretrained_cfg', None) or {}  # absent where a class was called directly
 
 
+def _name(model: nn.Module) -> str:
+    return _cfg(model).get('architecture') or type(model).__name__
+
+
 def _head_keys(model: nn.Module) -> tuple[str, ...]:
     head = _cfg(model).get('classifier')
     return (f'{head}.weight', f'{head}.bias') if head else ()
@@ -118,7 +129,8 @@ def checkpoint_filter_fn(
 ) -> dict[str, torch.Tensor]:
     """Timm's hook between reading a checkpoint and loading it: our keys, all of them, and no others.
 
-    timm itself loads without checks as soon as the number of classes differs, so the check is here.
+    timm itself loads without checks as soon as the number of classes differs, so the check is here. The weights of the
+    plain backbone, which know nothing of the attention, become a warm start: the attention starts as an exact identity.
 
     Args:
         state_dict: The checkpoint, plain or inside ``state_dict``, ``model`` or their EMA, with or without the
@@ -138,12 +150,24 @@ def checkpoint_filter_fn(
             state_dict = state_dict[wrapper]
             break
     renamed = rename_keys(clean_state_dict(state_dict), model)
-    if strict:
-        ignore = _head_keys(model) if not with_head or _has_new_head(model) else ()
-        # The stem may still be converted to another number of input channels.
-        message = _describe_misfit(renamed, model, ignore, any_shape=(f'{_cfg(model).get("first_conv")}.weight',))
-        if message is not None:
-            raise CheckpointError(message)
+    ignore = _head_keys(model) if not with_head or _has_new_head(model) else ()
+    # The stem may still be converted to another number of input channels.
+    stem = (f'{_cfg(model).get("first_conv")}.weight',)
+    check = partial(_describe_misfit, model=model, ignore=ignore, any_shape=stem)
+    attention = attention_keys(model)
+    is_plain = bool(attention) and attention.isdisjoint(renamed)
+    if is_plain:
+        try:
+            renamed = warm_start(renamed, model)
+        except ValueError as e:
+            if strict:
+                raise CheckpointError(f'These weights of a plain backbone fit no warm start: {e}') from e
+            is_plain = False
+    message = check(renamed)
+    if strict and message is not None:
+        raise CheckpointError(message)
+    if is_plain:
+        _logger.info(f'{_name(model)}: weights of the plain backbone; the attention starts as an exact identity.')
     return renamed
 
 
@@ -164,9 +188,8 @@ def _describe_misfit(
     if misshaped:
         shapes = [f'{k}: {_shape(given[k])} in the checkpoint, {_shape(own[k])} in the model' for k in misshaped]
         parts.append(f'{len(misshaped)} of another shape ({_some(shapes, "; ")})')
-    name = _cfg(model).get('architecture') or type(model).__name__
     hint = _hint(missing, [*missing, *unexpected, *misshaped], own, given, _head_keys(model))
-    return f'This checkpoint does not fit {name}. Tensors: {", ".join(parts)}. {hint}'
+    return f'This checkpoint does not fit {_name(model)}. Tensors: {", ".join(parts)}. {hint}'
 
 
 def _some(items: list[str], separator: str = ', ', most: int = 3) -> str:
@@ -198,7 +221,10 @@ def _hint(missing: list[str], wrong: list[str], own: dict, given: dict, head_key
     if given_attention and all('.se.fc' in key and not (key in own and key in given) for key in wrong):
         return "CSA may stand in other blocks than here: try csa_blocks='all' or csa_blocks='last'."
     if not given_attention and missing == wrong and all(of_attention.search(key) for key in missing):
-        return 'It looks like the checkpoint of the plain backbone, without the attention.'
+        return (
+            'It looks like the checkpoint of the plain backbone, without the attention. For a warm start from it pass '
+            'pretrained=True and pretrained_cfg_overlay=dict(file=PATH).'
+        )
     if len(own) - len(set(wrong) & own.keys()) < len(own) // 2:
         return 'It looks like the checkpoint of another architecture.'
     return 'Check that it belongs to this model and was made with the same arguments.'

@@ -1,51 +1,95 @@
-"""Measured facts about the registered models."""
+"""Facts about the registered models and their weights."""
 
 import timm
 import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, model_entrypoint
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from .weights import Weight, weights
 
 
-def count_gmacs(model: torch.nn.Module, input_size: tuple[int, int, int]) -> float:
-    """Multiply-adds of one forward pass in billions: those of convolutions and matrix products, counted by torch.
+class _OutputCounter(TorchDispatchMode):
+    """Counts what the operations that multiply and add put out."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.elements += out.numel()
+        return out
+
+
+def count_cost(model: torch.nn.Module, input_size: tuple[int, int, int]) -> tuple[float, float]:
+    """What one forward pass costs in convolutions and matrix products, counted by torch.
 
     Args:
         model: The model, best on the ``meta`` device, where nothing is computed.
         input_size: Channels, height and width of the image.
+
+    Returns:
+        Their multiply-adds in billions, and the elements that they put out in millions.
     """
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    flops, outputs = FlopCounterMode(display=False), _OutputCounter()
+    with flops, outputs, torch.no_grad():
         model(torch.empty(1, *input_size, device=next(model.parameters()).device))
-    return counter.get_total_flops() / 2e9
+    return flops.get_total_flops() / 2e9, outputs.elements / 1e6
+
+
+def find_weight(name: str) -> Weight:
+    """Row of the manifest for a model.
+
+    Args:
+        name: Model with a tag, or without one for its default weight.
+    """
+    cfg = get_pretrained_cfg(name)
+    return weights()[f'{cfg.architecture}.{cfg.tag}']
 
 
 def describe(name: str) -> dict:
-    """Measured and declared facts about a registered model, the former without allocating its weights.
+    """Facts about a registered model and one of its weights, from the manifest and the registry.
 
     Args:
         name: Model, with or without a tag.
 
     Returns:
-        ``model``, ``about``, ``params``, ``gmacs`` (at ``input_size``), ``input_size`` (C, H, W), ``num_classes``,
-        ``weights`` (the tags that can be loaded), ``features`` (channels at each stride), and the evaluation settings
-        of the weight or, without weights, the default ones.
+        Facts by name, in an order to read them: ``model``, ``about``, size and cost, ``tags`` that can be loaded,
+        origin and quality of the weight, settings of its images, ``features`` (channels at each stride).
     """
-    arch = name.partition('.')[0]
-    cfg = get_pretrained_cfg(name)
-    model = timm.create_model(name, device='meta').eval()
-    return dict(
+    weight, cfg = find_weight(name), get_pretrained_cfg(name)
+    arch_cfgs = get_arch_pretrained_cfgs(weight.arch)
+    facts = dict(
         model=name,
-        about=model_entrypoint(arch).__doc__.strip(),
-        params=sum(p.numel() for p in model.parameters()),
-        gmacs=count_gmacs(model, cfg.input_size),
-        input_size=cfg.input_size,
+        about=model_entrypoint(weight.arch).__doc__.strip(),
+        paper=weight.paper,
+        params=weight.params,
+        gmacs=weight.gmacs,
+        activations=f'{weight.activations:.3f} M',
+        tags=[n.partition('.')[2] for n, c in arch_cfgs.items() if c.has_weights],
+        weights=f'{weight.tag}: {weight.kind.replace("_", " ")}',
+        origin=weight.origin,
+        base_weight=weight.base_weight,
+        license=weight.license,
+        dataset=weight.dataset,
+        recipe=weight.recipe,
+        file_size=weight.file_size,
+        sha256=weight.sha256,
+        quality=[str(metric) for metric in weight.metrics],
         num_classes=cfg.num_classes,
-        weights=[n.partition('.')[2] for n, c in get_arch_pretrained_cfgs(arch).items() if c.has_weights],
-        features=[f'{f["num_chs"]} at stride {f["reduction"]}' for f in model.feature_info],
+        input_size=cfg.input_size,
         mean=cfg.mean,
         std=cfg.std,
         crop_pct=cfg.crop_pct,
         interpolation=cfg.interpolation,
-        license=cfg.license,
-        paper=cfg.paper_ids,
+        features=_features(weight.arch),
+        notes=weight.notes,
     )
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _features(arch: str) -> list[str]:
+    info = timm.create_model(arch, device='meta').feature_info
+    return [f'{f["num_chs"]} at stride {f["reduction"]}' for f in info]

@@ -4,6 +4,7 @@ from functools import partial
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
+    PretrainedCfg,
     build_model_with_cfg,
     get_arch_pretrained_cfgs,
     list_models,
@@ -12,7 +13,9 @@ from timm.models import (
 )
 from torch import nn
 
+from ..download import fetch_from_hub, fetch_url
 from ..pretrained import CheckpointError, checkpoint_filter_fn, explain_unreadable
+from ..weights import weights
 
 
 def zoo_models(filter: str = '', **kwargs) -> list[str]:
@@ -39,19 +42,54 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kw
     Raises:
         RuntimeError: If the tag is unknown, or ``pretrained`` is asked for where no weights exist.
         CheckpointError: If a weight file cannot be read or does not fit.
+        DownloadError: If weights cannot be fetched, or are not what was asked for.
     """
     cfg = _resolve_cfg(variant, pretrained, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
     features_only = kwargs.get('features_only', False)
     strict = kwargs.get('pretrained_strict', True)
     kwargs.setdefault('pretrained_filter_fn', partial(checkpoint_filter_fn, with_head=not features_only, strict=strict))
-    try:
+    if not pretrained:
         return build_model_with_cfg(model_cls, variant, pretrained, **kwargs)
+    file = _fetch(cfg, kwargs.get('cache_dir'))
+    if file:  # timm loads just these bytes, and the model's cfg goes on to name where they came from
+        kwargs['pretrained_cfg_overlay'] = {
+            **(kwargs.get('pretrained_cfg_overlay') or {}),
+            'file': file,
+            'source': None,
+        }
+    try:
+        model = build_model_with_cfg(model_cls, variant, pretrained, **kwargs)
     except CheckpointError:
         raise
     except Exception:
-        if pretrained and cfg.file and cfg.source not in ('hf-hub', 'local-dir'):
-            explain_unreadable(cfg.file)
+        if file or _source(cfg) == 'file':
+            explain_unreadable(file or cfg.file)
         raise
+    if file:
+        for key in ('file', 'source'):
+            model.pretrained_cfg.pop(key, None)
+            if getattr(cfg, key) is not None:
+                model.pretrained_cfg[key] = getattr(cfg, key)
+    return model
+
+
+def _fetch(cfg: PretrainedCfg, cache_dir: str | None) -> str | None:
+    """Download weights and check them; None where timm reads them by itself."""
+    source = _source(cfg)
+    if source == 'hf-hub':
+        return fetch_from_hub(cfg.hf_hub_id, cfg.hf_hub_filename, cache_dir)
+    checksums = {w.url: w.git_blob_sha1 for w in weights().values() if w.url}
+    if source == 'url' and cfg.url in checksums:
+        return fetch_url(cfg.url, checksums[cfg.url], cache_dir)
+    return None
+
+
+def _source(cfg: PretrainedCfg) -> str | None:
+    """Where timm will take the weights from."""
+    if cfg.source in ('hf-hub', 'local-dir'):
+        return cfg.source
+    by_priority = dict(state_dict=cfg.state_dict, file=cfg.file, **{'hf-hub': cfg.hf_hub_id}, url=cfg.url)
+    return next((source for source, where in by_priority.items() if where), None)
 
 
 def _resolve_cfg(variant, pretrained, pretrained_cfg, overlay):
@@ -60,7 +98,7 @@ def _resolve_cfg(variant, pretrained, pretrained_cfg, overlay):
         if pretrained_cfg not in tags:
             raise RuntimeError(f'Unknown tag {pretrained_cfg!r} for {variant}; it has: {", ".join(tags)}.')
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
-    if pretrained and not (cfg.has_weights or cfg.state_dict or cfg.source in ('hf-hub', 'local-dir')):
+    if pretrained and not _source(cfg):
         raise RuntimeError(
             f'No pretrained weights exist for {variant}. Weights exist for: {", ".join(zoo_models(pretrained=True))}. '
             f'Use pretrained=False, or load a file of your own with pretrained_cfg_overlay=dict(file=PATH).'
@@ -82,6 +120,5 @@ def imagenet_cfg(**kwargs) -> dict:
         'interpolation': 'bicubic',
         'mean': IMAGENET_DEFAULT_MEAN,
         'std': IMAGENET_DEFAULT_STD,
-        'license': 'apache-2.0',
         **kwargs,
     }

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..layers import CSA, coord_attn
 from ..pretrained import ZooModel
-from ..weights import bundled
+from ..weights import pretrained_cfgs
 from ._build import build_model
 from ._staged import StagedNet
 from .csa_resnet import insert_attn
@@ -71,6 +71,8 @@ class CifarResNet(ZooModel, StagedNet):
         device: Device of the parameters.
         dtype: Type of the parameters.
     """
+
+    absorbs_gate = {'se': ('bn2',), 'attn': ('conv2',)}
 
     def __init__(
         self,
@@ -162,35 +164,25 @@ def _create_cifar_resnet(variant: str, pretrained: bool = False, model_cls=Cifar
     return build_model(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
-def _cfg(**kwargs) -> dict:
-    return {
-        'num_classes': 10,
-        'input_size': (3, 32, 32),
-        'pool_size': (8, 8),
-        'crop_pct': 1.0,
-        'interpolation': 'bilinear',
-        'mean': CIFAR10_MEAN,
-        'std': CIFAR10_STD,
-        'first_conv': 'conv_stem',
-        'classifier': 'classifier',
-        'license': 'apache-2.0',
-        **kwargs,
-    }
-
-
-def _cifar10_cfg(name: str, **kwargs) -> dict:
-    return _cfg(file=bundled(f'{name}.cifar10.safetensors'), label_names=CIFAR10_CLASSES, **kwargs)
-
-
 default_cfgs = generate_default_cfgs(
-    {
-        'resnet20_cifar.untrained': _cfg(paper_ids='arXiv:1512.03385'),
-        'se_resnet20_cifar.untrained': _cfg(paper_ids='arXiv:1709.01507'),
-        'cbam_resnet20_cifar.untrained': _cfg(paper_ids='arXiv:1807.06521'),
-        'ca_resnet20_cifar.untrained': _cfg(paper_ids='arXiv:2103.02907'),
-        'csa_resnet20_cifar.cifar10': _cifar10_cfg('csa_resnet20_cifar', paper_ids='arXiv:2405.05755'),
-        'scsa_resnet20_cifar.untrained': _cfg(paper_ids='arXiv:2407.05128'),
-    }
+    pretrained_cfgs(
+        'resnet20_cifar',
+        'se_resnet20_cifar',
+        'cbam_resnet20_cifar',
+        'ca_resnet20_cifar',
+        'csa_resnet20_cifar',
+        'scsa_resnet20_cifar',
+        num_classes=10,
+        label_names=CIFAR10_CLASSES,
+        input_size=(3, 32, 32),
+        pool_size=(8, 8),
+        crop_pct=1.0,
+        interpolation='bilinear',
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
+        first_conv='conv_stem',
+        classifier='classifier',
+    )
 )
 
 

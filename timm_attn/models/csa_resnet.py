@@ -12,6 +12,7 @@ from torch import nn
 
 from ..layers import CSA
 from ..pretrained import ZooModel, rename_csa_resnet
+from ..weights import pretrained_cfgs
 from ._build import build_model, imagenet_cfg
 
 __all__ = ['CsaResNet']
@@ -56,6 +57,7 @@ class CsaResNet(ZooModel, ResNet):
     """
 
     rename_key = staticmethod(rename_csa_resnet)
+    absorbs_gate = {'se': ('bn3', 'bn2')}
 
     def __init__(self, block, layers, csa_blocks: str = 'last', block_args: dict | None = None, **kwargs):
         block_args = dict(block_args or {})
@@ -68,17 +70,14 @@ def _create_csa_resnet(variant: str, pretrained: bool = False, **kwargs) -> CsaR
     return build_model(CsaResNet, variant, pretrained, **kwargs)
 
 
-def _cfg(**kwargs) -> dict:
-    return imagenet_cfg(first_conv='conv1', classifier='fc', paper_ids='arXiv:2405.05755', **kwargs)
-
-
 default_cfgs = generate_default_cfgs(
-    {
-        'csa_resnet18.untrained': _cfg(),
-        'csa_resnet34.untrained': _cfg(),
-        'csa_resnet50.untrained': _cfg(),
-        'csa_resnet101.untrained': _cfg(),
-    }
+    pretrained_cfgs(
+        'csa_resnet18',
+        'csa_resnet34',
+        'csa_resnet50',
+        'csa_resnet101',
+        **imagenet_cfg(first_conv='conv1', classifier='fc'),
+    )
 )
 
 

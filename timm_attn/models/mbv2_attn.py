@@ -17,6 +17,7 @@ from torch import nn
 
 from ..layers import SCSA, cbam, coord_attn, squeeze_excite
 from ..pretrained import ZooModel, rename_mbv2
+from ..weights import pretrained_cfgs
 from ._build import build_model, imagenet_cfg
 
 __all__ = ['AttnMobileNetV2']
@@ -35,6 +36,7 @@ class AttnMobileNetV2(ZooModel, EfficientNet):
     """
 
     rename_key = staticmethod(rename_mbv2)
+    absorbs_gate = {'se': ('conv_pwl', 'conv_pw')}
 
     def __init__(
         self,
@@ -79,19 +81,16 @@ def _create_mbv2(variant: str, pretrained: bool = False, **kwargs) -> AttnMobile
     return build_model(AttnMobileNetV2, variant, pretrained, feature_cfg=dict(flatten_sequential=True), **kwargs)
 
 
-def _cfg(**kwargs) -> dict:
-    return imagenet_cfg(**dict(dict(first_conv='conv_stem', classifier='classifier'), **kwargs))
-
-
 default_cfgs = generate_default_cfgs(
-    {
-        'mbv2_ca.untrained': _cfg(paper_ids='arXiv:2103.02907'),
-        'mbv2_ca_075.untrained': _cfg(paper_ids='arXiv:2103.02907'),
-        'mbv2_ca_050.untrained': _cfg(paper_ids='arXiv:2103.02907'),
-        'mbv2_se.untrained': _cfg(paper_ids='arXiv:2103.02907'),
-        'mbv2_cbam.untrained': _cfg(paper_ids='arXiv:2103.02907'),
-        'mbv2_scsa.untrained': _cfg(paper_ids='arXiv:2407.05128'),
-    }
+    pretrained_cfgs(
+        'mbv2_ca',
+        'mbv2_ca_075',
+        'mbv2_ca_050',
+        'mbv2_se',
+        'mbv2_cbam',
+        'mbv2_scsa',
+        **imagenet_cfg(first_conv='conv_stem', classifier='classifier'),
+    )
 )
 
 

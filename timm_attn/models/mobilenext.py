@@ -21,6 +21,7 @@ from torch import nn
 
 from ..layers import coord_attn, squeeze_excite
 from ..pretrained import ZooModel, rename_mobilenext
+from ..weights import pretrained_cfgs
 from ._build import build_model, imagenet_cfg
 from ._staged import StagedNet
 
@@ -139,6 +140,7 @@ class MobileNeXt(ZooModel, StagedNet):
     """
 
     rename_key = staticmethod(rename_mobilenext)
+    absorbs_gate = {'attn': ('conv_reduce',)}
 
     def __init__(
         self,
@@ -219,16 +221,13 @@ def _create_mobilenext(variant: str, pretrained: bool = False, **kwargs) -> Mobi
     return build_model(MobileNeXt, variant, pretrained, feature_cfg=dict(flatten_sequential=True), **kwargs)
 
 
-def _cfg(**kwargs) -> dict:
-    return imagenet_cfg(first_conv='conv_stem', classifier='classifier', **kwargs)
-
-
 default_cfgs = generate_default_cfgs(
-    {
-        'mobilenext.untrained': _cfg(paper_ids='arXiv:2007.02269'),
-        'mobilenext_se.untrained': _cfg(paper_ids='arXiv:2103.02907'),
-        'mobilenext_ca.untrained': _cfg(paper_ids='arXiv:2103.02907'),
-    }
+    pretrained_cfgs(
+        'mobilenext',
+        'mobilenext_se',
+        'mobilenext_ca',
+        **imagenet_cfg(first_conv='conv_stem', classifier='classifier'),
+    )
 )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..layers import SCSA
 from ..pretrained import ZooModel, rename_scsa_resnet
+from ..weights import pretrained_cfgs
 from ._build import build_model, imagenet_cfg
 
 __all__ = ['ScsaBasicBlock', 'ScsaBottleneck', 'ScsaResNet']
@@ -76,23 +77,21 @@ class ScsaResNet(ZooModel, ResNet):
     """timm's ResNet, built from blocks with SCSA on their middle channels."""
 
     rename_key = staticmethod(rename_scsa_resnet)
+    absorbs_gate = {'attn': ('conv3', 'conv2')}
 
 
 def _create_scsa_resnet(variant: str, pretrained: bool = False, **kwargs) -> ScsaResNet:
     return build_model(ScsaResNet, variant, pretrained, **kwargs)
 
 
-def _cfg(**kwargs) -> dict:
-    return imagenet_cfg(first_conv='conv1', classifier='fc', paper_ids='arXiv:2407.05128', **kwargs)
-
-
 default_cfgs = generate_default_cfgs(
-    {
-        'scsa_resnet18.untrained': _cfg(),
-        'scsa_resnet34.untrained': _cfg(),
-        'scsa_resnet50.untrained': _cfg(),
-        'scsa_resnet101.untrained': _cfg(),
-    }
+    pretrained_cfgs(
+        'scsa_resnet18',
+        'scsa_resnet34',
+        'scsa_resnet50',
+        'scsa_resnet101',
+        **imagenet_cfg(first_conv='conv1', classifier='fc'),
+    )
 )
 
 

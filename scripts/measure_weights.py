@@ -1,0 +1,168 @@
+"""Measure what the manifest claims of the models and weights, and write it there.
+
+    python scripts/measure_weights.py                              # parameters, multiply-adds, activations, files
+    python scripts/measure_weights.py --data-dir cifar10           # also the accuracy of the weights in the package
+    python scripts/measure_weights.py --throughput                 # also images a second, a few minutes
+
+The accuracy is top-1 on the whole test split, in float32. Throughput is that of inference in float32, eager mode,
+beside the family's plain network in the same run: blocks of both alternate, and the medians count.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import create_dataset, create_loader, resolve_data_config
+from torch import nn
+
+import timm_attn
+from timm_attn.models import zoo_models
+from timm_attn.summary import count_cost
+from timm_attn.weights import MANIFEST, Metric, Weight, bundled, weights
+
+REFERENCE = {
+    **{f'{p}_resnet{d}': f'resnet{d}' for p in ('csa', 'scsa') for d in (18, 34, 50, 101)},
+    **{f'mbv2_{a}': 'mobilenetv2_100' for a in ('ca', 'se', 'cbam', 'scsa')},
+    'mbv2_ca_075': 'mobilenetv2_075',
+    'mbv2_ca_050': 'mobilenetv2_050',
+    **dict.fromkeys(('mobilenext', 'mobilenext_se', 'mobilenext_ca'), 'mobilenext'),
+    **{f'{p}resnet20_cifar': 'resnet20_cifar' for p in ('', 'se_', 'cbam_', 'ca_', 'csa_', 'scsa_')},
+}
+
+
+def measure_cost(weight: Weight) -> dict:
+    """Parameters, multiply-adds and activations of the model, on the meta device."""
+    model = timm.create_model(weight.arch, device='meta').eval()
+    gmacs, activations = count_cost(model, weight.input_size)
+    params = sum(p.numel() for p in model.parameters())
+    return dict(params=params, gmacs=round(gmacs, 6), activations=round(activations, 6))
+
+
+def measure_file(file: str) -> dict:
+    """Size and checksum of a file in the package."""
+    content = Path(bundled(file)).read_bytes()
+    return dict(file_size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def measure_top1(model: nn.Module, data_dir: str | Path, split: str = 'test', batch_size: int = 250) -> float:
+    """Top-1 in percent on all images of a split, in float32 on the CPU.
+
+    Args:
+        model: The model.
+        data_dir: Folder that holds the split, one folder a class.
+        split: Name of the split's folder.
+        batch_size: Images a batch.
+
+    Raises:
+        ValueError: If the folders are not the model's classes.
+    """
+    model.eval()
+    dataset = create_dataset('', root=data_dir, split=split, class_map='')
+    if tuple(dataset.reader.class_to_idx) != tuple(model.pretrained_cfg['label_names']):
+        raise ValueError(f'The folders in {data_dir}/{split} are not the classes of the model.')
+    config = resolve_data_config(model=model)
+    loader = create_loader(
+        dataset, batch_size=batch_size, is_training=False, use_prefetcher=False, num_workers=2,
+        device=torch.device('cpu'),
+        **{k: config[k] for k in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct')},
+    )  # fmt: skip
+    with torch.inference_mode():
+        correct = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in loader)
+    return 100 * correct / len(dataset)
+
+
+def cifar10_metric(top1: float) -> Metric:
+    """Entry of the manifest for the accuracy of :func:`measure_top1`."""
+    return Metric(
+        name='top-1',
+        value=top1,
+        dataset='CIFAR-10 (re-encoded as JPEG)',
+        split='test',
+        input_size=32,
+        crop_pct=1.0,
+        measured=True,
+        source='scripts/measure_weights.py --data-dir cifar10',
+    )
+
+
+def measure_throughput(weight: Weight, blocks: int = 25) -> dict:
+    """Images a second, and relative to the family's plain network."""
+    batch_size = 250 if weight.arch.endswith('_cifar') else 8
+    models = [timm.create_model(n).eval() for n in (REFERENCE[weight.arch], weight.arch)]
+    images = torch.randn(batch_size, *weight.input_size)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for block in range(blocks + 1):
+            for model, times in zip(models, seconds, strict=True):
+                start = time.perf_counter()
+                model(images)
+                if block:  # the first one warms up
+                    times.append(time.perf_counter() - start)
+    relative = statistics.median(a / b for a, b in zip(*seconds, strict=True))
+    setting = (
+        f'batch {batch_size}, float32, eager, {torch.get_num_threads()} threads of {_processor()}, '
+        f'torch {torch.__version__.partition("+")[0]}, timm-attn {timm_attn.__version__}'
+    )
+    return dict(
+        images_per_second=round(batch_size / statistics.median(seconds[1]), 1),
+        relative=round(relative, 3),
+        reference=REFERENCE[weight.arch],
+        setting=setting,
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), platform.machine())
+
+
+def write_manifest(rows: list[Weight]) -> None:
+    """Write the manifest: empty fields are left out, and a crash leaves the old one whole."""
+    table = [
+        {k: v for k, v in dataclasses.asdict(row).items() if v not in (None, ()) and v is not False} for row in rows
+    ]
+    part = MANIFEST.with_suffix('.part')
+    part.write_text(json.dumps(table, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+    os.replace(part, MANIFEST)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description='Measure the models and weights and write it into the manifest.')
+    parser.add_argument('--data-dir', metavar='DIR', help='CIFAR-10 as DIR/test/<class>/*.jpg: measure the accuracy')
+    parser.add_argument('--throughput', action='store_true', help='measure images a second; wants an idle machine')
+    parser.add_argument('--only', default='', metavar='FILTER', help='wildcard of models, such as "*_cifar"')
+    args = parser.parse_args()
+    rows = []
+    for weight in weights().values():
+        if weight.arch in zoo_models(args.only):
+            changes = measure_cost(weight)
+            if weight.kind == 'trained':
+                changes |= measure_file(weight.file)
+                if args.data_dir:
+                    top1 = measure_top1(timm.create_model(weight.name, pretrained=True), args.data_dir)
+                    best = max(weight.seeds, key=weight.seeds.get)
+                    changes |= dict(
+                        metrics=(cifar10_metric(round(top1, 2)),), seeds={**weight.seeds, best: round(top1, 2)}
+                    )
+            if args.throughput:
+                changes['throughput'] = measure_throughput(weight)
+            weight = dataclasses.replace(weight, **changes)
+            print(weight.name, changes, flush=True)
+        rows.append(weight)
+    write_manifest(rows)
+
+
+if __name__ == '__main__':
+    main()

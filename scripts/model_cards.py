@@ -1,0 +1,463 @@
+"""Render the model cards, their index with its plot, and the README's table of weights, from the manifest.
+
+    python scripts/model_cards.py               # write what has changed
+    python scripts/model_cards.py --check       # change nothing; fail where a file differs from the manifest
+
+The plot needs matplotlib (the extra ``cards``).
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import timm
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from PIL import Image
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg, model_entrypoint
+
+from timm_attn.weights import Weight, weights
+
+ROOT = Path(__file__).parent.parent
+CARDS = ROOT / 'model_cards'
+PLOT = CARDS / 'cifar10.png'
+README_MARK = re.compile(r'(<!-- weights: written by scripts/model_cards.py -->\n).*?(<!-- end of weights -->)', re.S)
+KINDS = dict(
+    authors="the authors' own", warm_start='warm start, not fine-tuned', trained='trained here', untrained='none'
+)
+DATASETS = {'ILSVRC/imagenet-1k': 'ImageNet-1k', 'uoft-cs/cifar10': 'CIFAR-10'}
+
+MIT = """\
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+permit persons to whom the Software is furnished to do so, subject to the following conditions: The above copyright
+notice and this permission notice shall be included in all copies or substantial portions of the Software. THE
+SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
+OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE."""
+
+
+def render_card(weight: Weight) -> str:
+    """Model card of a weight, in the Hub's format: front matter and Markdown."""
+    return f'---\n{_front_matter(weight)}\n---\n\n' + '\n\n'.join(
+        [
+            f'# Model card for {weight.name}',
+            _first_words(weight),
+            _details(weight),
+            _usage(weight),
+            _how_made(weight),
+            _limitations(weight),
+            _family_table(weight),
+            _citation(weight),
+        ]
+    )
+
+
+def _front_matter(weight: Weight) -> str:
+    results = [
+        EvalResult(
+            task_type='image-classification',
+            dataset_type=weight.dataset,
+            dataset_name=metric.dataset,
+            dataset_split=metric.split,
+            metric_type='accuracy',
+            metric_name=metric.name,
+            metric_value=metric.value,
+        )
+        for metric in weight.metrics
+        if metric.measured
+    ]
+    data = ModelCardData(
+        license=weight.license,
+        library_name='timm',
+        pipeline_tag='image-classification',
+        tags=['image-classification', 'timm', 'timm-attn', weight.paper.lower()],
+        datasets=[weight.dataset],
+        base_model=_base_model(weight),
+        model_name=weight.name if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
+def _base_model(weight: Weight) -> str | None:
+    """Hub id of the weight it starts from; one of this zoo has none of its own before it is published."""
+    return f'timm/{weight.base_weight}' if weight.base_weight and weight.base_weight not in weights() else None
+
+
+def _about(weight: Weight) -> str:
+    return model_entrypoint(weight.arch).__doc__.strip()
+
+
+def _first_words(weight: Weight) -> str:
+    if weight.kind == 'warm_start':
+        return _fill(
+            f'The attention in these weights is untrained: it starts as an exact identity, so that the network '
+            f'computes what its plain backbone `{weight.base_weight}` does, bit for bit. '
+            'Fine-tune it before you judge it.\n\n' + _about(weight)
+        )
+    return _about(weight)
+
+
+def _details(weight: Weight) -> str:
+    data = resolve_data_config(pretrained_cfg=get_pretrained_cfg(weight.name).to_dict())
+    lines = [
+        f'**Weights:** {KINDS[weight.kind]}',
+        f'**Parameters:** {weight.params / 1e6:.2f} M',
+        f'**Multiply-adds:** {weight.gmacs:.3f} G, **activations:** {weight.activations:.2f} M, for one image of '
+        f'{_size(weight)}; those of convolutions and matrix products',
+        f'**Images:** {_size(weight)}, mean {data["mean"]}, std {data["std"]}, crop {data["crop_pct"]}, '
+        f'{data["interpolation"]}',
+        f'**Classes:** {get_pretrained_cfg(weight.name).num_classes}, of {DATASETS[weight.dataset]}',
+        f'**Paper:** {_paper(weight.paper)}',
+        f'**Source:** {_link(weight.origin)}',
+        f'**Licence:** {weight.license}, stated at {weight.license_url}',
+    ]
+    if weight.sha256:
+        lines.insert(-1, f'**File:** {weight.file_size} bytes, SHA-256 `{weight.sha256}`')
+    if weight.git_blob_sha1:
+        lines.insert(
+            -1,
+            f'**Original file:** git blob `{weight.git_blob_sha1}`; on the Hub its tensors are in safetensors',
+        )
+    lines += [f'**{m.name.capitalize()}:** {str(m).removeprefix(m.name + " ")}' for m in weight.metrics]
+    return '## Details\n\n' + _bullets(lines)
+
+
+def _usage(weight: Weight) -> str:
+    input_size = tuple(get_pretrained_cfg(weight.name).input_size)
+    maps = timm.create_model(weight.arch, features_only=True, device='meta').feature_info.channels()
+    return f"""## Usage
+
+`import timm_attn` registers the model in timm; without that line timm does not know the name, whether it is given
+alone, by `hf-hub:` or by `local-dir:`, and says "Unknown model".
+
+### Classification
+
+```python
+import timm, timm_attn, torch
+from PIL import Image
+
+# or 'hf-hub:OWNER/{weight.name}', where it has been published
+model = timm.create_model('{weight.name}', pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+with torch.inference_mode():
+    probs = model(transform(Image.open('image.png').convert('RGB'))[None]).softmax(-1)
+top5_probabilities, top5_classes = probs.topk(5)
+```
+
+### Features
+
+```python
+model = timm.create_model('{weight.name}', pretrained=True, features_only=True).eval()
+maps = model(torch.randn(1, {', '.join(map(str, input_size))}))  # channels: {', '.join(map(str, maps))}
+```
+
+### Embeddings
+
+```python
+model = timm.create_model('{weight.name}', pretrained=True, num_classes=0).eval()
+embedding = model(torch.randn(1, {', '.join(map(str, input_size))}))  # (1, {_embedding_width(weight)})
+```"""
+
+
+def _embedding_width(weight: Weight) -> int:
+    return timm.create_model(weight.arch, num_classes=0, device='meta').head_hidden_size
+
+
+def _how_made(weight: Weight) -> str:
+    if weight.kind == 'authors':
+        text = (
+            f"Published by the paper's authors at {weight.url}. Their tensors are renamed to timm's names when the "
+            f'file is loaded; nothing else is changed.'
+        )
+        if weight.copyright and weight.license == 'mit':
+            text += f'\n\nLicence of the weights: {weight.copyright}. {MIT}'
+    elif weight.kind == 'warm_start':
+        text = (
+            f'The weights of the plain backbone come from {_link(weight.origin)}. The last layer in front of each '
+            f'gate of the attention is zero, which makes the gate sigmoid(0) = 0.5, and the layer beside the '
+            f'attention is multiplied by the power of two that undoes it. Powers of two are exact in floating point, '
+            f'so the logits are those of the backbone, and the zero layers receive gradients from the first step on. '
+            f'The other layers of the attention are freshly initialised.'
+        )
+        if weight.copyright and weight.license == 'mit':
+            text += f'\n\nLicence of the weights: {weight.copyright}. {MIT}'
+    else:
+        logs = ', '.join(f'`{log}`' for log in weight.logs)
+        text = f"Trained by timm's `train.py` with `{weight.recipe}` in the timm-attn repository; logs: {logs}."
+        if weight.seeds:
+            text += f' {_seeds_sentence(weight)}'
+    return _fill('## How it was made\n\n' + text)
+
+
+def _seeds_sentence(weight: Weight) -> str:
+    runs = ', '.join(f'seed {seed} {top1:.2f} %' for seed, top1 in weight.seeds.items())
+    if len(weight.seeds) == 1:
+        return f'Top-1 after the last epoch of the only run: {runs}.'
+    mean, spread = seed_statistics(weight)
+    return (
+        f'Top-1 after the last epoch: {runs}; mean {mean:.2f} %, spread (largest less smallest) {spread:.2f}. '
+        f'The better one is shipped, a choice that has seen the test images.'
+    )
+
+
+def seed_statistics(weight: Weight) -> tuple[float, float]:
+    """Mean, and largest less smallest, of the top-1 of the runs."""
+    values = list(weight.seeds.values())
+    return sum(values) / len(values), max(values) - min(values)
+
+
+def _limitations(weight: Weight) -> str:
+    lines = list(weight.notes)
+    if weight.kind == 'warm_start':
+        lines.insert(0, 'As it is, it is its plain backbone at a higher cost: only fine-tuning can give it more.')
+    if weight.kind == 'authors':
+        lines.insert(0, 'The accuracy above is the reported one; it was not measured again here.')
+    if weight.kind == 'trained':
+        lines.insert(0, 'A small network for images of 32x32 pixels, for demonstrations and tests, not for production.')
+        lines.insert(
+            1,
+            'The images were re-encoded as JPEG by their source and the schedule is short: compare figures only with '
+            'those of the same recipe.',
+        )
+    if weight.dataset == 'ILSVRC/imagenet-1k':
+        lines.append('Trained on ImageNet-1k, with its biases and its terms of use.')
+    return '## Limitations\n\n' + _bullets(lines)
+
+
+def _family(weight: Weight) -> list[Weight]:
+    module = model_entrypoint(weight.arch).__module__
+    return [w for w in weights().values() if w.kind != 'untrained' and model_entrypoint(w.arch).__module__ == module]
+
+
+def _family_table(weight: Weight) -> str:
+    return '## Comparison with its family\n\n' + weights_table(_family(weight))
+
+
+def weights_table(rows: list[Weight], links: str | None = None) -> str:
+    """Markdown table of weights.
+
+    Args:
+        rows: Rows of the manifest.
+        links: Folder of the cards that the names link to, none if None.
+    """
+    lines = ['| weight | kind | parameters (M) | GMACs | activations (M) | top-1 (%) |', '|---|---|---|---|---|---|']
+    for w in rows:
+        name = f'`{w.name}`' if links is None else f'[{w.name}]({links}{w.name}.md)'
+        lines.append(
+            f'| {name} | {KINDS[w.kind]} | {w.params / 1e6:.2f} | {w.gmacs:.3f} | {w.activations:.2f} | {_top1(w)} |'
+        )
+    return '\n'.join(lines)
+
+
+def _top1(weight: Weight) -> str:
+    metric = weight.top1
+    if metric is None:
+        return '-'
+    if metric.measured:
+        return f'{metric.value:.2f}, measured'
+    return f'{metric.value:.1f}, {"its backbone, " if weight.kind == "warm_start" else ""}reported'
+
+
+def _citation(weight: Weight) -> str:
+    entries = [bibtex(weight.paper)]
+    base = get_pretrained_cfg(weight.base_weight) if weight.base_weight else None
+    base_paper = base.paper_ids if base and isinstance(base.paper_ids, str) else None
+    if base_paper and base_paper != weight.paper:
+        entries.append(bibtex(base_paper))
+    return '## Citation\n\n' + '\n\n'.join(f'```bibtex\n{entry}\n```' for entry in entries) + '\n'
+
+
+def bibtex(paper: str) -> str:
+    """BibTeX entry of a paper that CITATION.cff lists.
+
+    Args:
+        paper: Such as ``arXiv:2405.05755``.
+
+    Raises:
+        KeyError: If CITATION.cff does not list it.
+    """
+    number = paper.removeprefix('arXiv:')
+    references = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))['references']
+    found = {r['url'].rpartition('/')[2]: r for r in references}
+    if number not in found:
+        raise KeyError(f'CITATION.cff does not list {paper}.')
+    ref = found[number]
+    authors = ' and '.join(f'{a["family-names"]}, {a["given-names"]}' for a in ref['authors'])
+    key = f'{ref["authors"][0]["family-names"].lower()}{ref["year"]}{number.replace(".", "")}'
+    return (
+        f'@article{{{key},\n  title = {{{ref["title"]}}},\n  author = {{{authors}}},\n'
+        f'  journal = {{arXiv:{number}}},\n  year = {{{ref["year"]}}}\n}}'
+    )
+
+
+def _paper(paper: str) -> str:
+    return f'https://arxiv.org/abs/{paper.removeprefix("arXiv:")}'
+
+
+def _link(origin: str) -> str:
+    return origin if '://' in origin else f'`{origin}`, inside the timm-attn package'
+
+
+def _size(weight: Weight) -> str:
+    return 'x'.join(map(str, weight.input_size))
+
+
+def _fill(text: str) -> str:
+    wrap = textwrap.TextWrapper(120, break_long_words=False, break_on_hyphens=False)
+    return '\n'.join(wrap.fill(line) for line in text.split('\n'))
+
+
+def _bullets(lines: list[str]) -> str:
+    wrap = textwrap.TextWrapper(120, initial_indent='- ', subsequent_indent='  ', break_long_words=False,
+                                break_on_hyphens=False)  # fmt: skip
+    return '\n'.join(wrap.fill(line) for line in lines)
+
+
+def render_index() -> str:
+    """Index of the cards: the table of all weights and what the small networks show."""
+    rows = [w for w in weights().values() if w.kind != 'untrained']
+    text = f"""# Weights
+
+Rendered by `python scripts/model_cards.py` from `timm_attn/weights/manifest.json`, with a card for each weight.
+*Reported* figures are quoted; *measured* ones were measured by `scripts/measure_weights.py`. A warm start has its
+backbone's figure until it is fine-tuned.
+
+{weights_table(rows, links='')}
+"""
+    small = [w for w in rows if w.seeds]
+    if small:
+        settings = sorted({w.throughput['setting'] for w in small if w.throughput})
+        text += f"""
+## Six networks on CIFAR-10
+
+ResNet-20, plain and with each attention, under one recipe (`{small[0].recipe}`) and the same seeds. Top-1 on the 10,000
+test images after the last epoch; spread is largest less smallest.
+
+{_seeds_table(small)}
+
+![Top-1 against multiply-adds and against throughput](cifar10.png)
+"""
+        if settings:
+            text += f'\nThroughput: inference, {"; ".join(settings)}.\n'
+    return text
+
+
+def _seeds_table(rows: list[Weight]) -> str:
+    seeds = sorted({s for w in rows for s in w.seeds})
+    lines = [
+        '| network | parameters | GMACs | ' + ' | '.join(f'seed {s}' for s in seeds) + ' | mean | spread '
+        '| images/s | relative to plain |',
+        '|---|---|---|' + '---|' * len(seeds) + '---|---|---|---|',
+    ]
+    for w in rows:
+        mean, spread = seed_statistics(w)
+        values = ' | '.join(f'{w.seeds[s]:.2f}' if s in w.seeds else '-' for s in seeds)
+        speed = f'{w.throughput["images_per_second"]:.0f} | {w.throughput["relative"]:.2f}' if w.throughput else '- | -'
+        spread_cell = f'{spread:.2f}' if len(w.seeds) > 1 else '-'
+        lines.append(f'| {w.arch} | {w.params} | {w.gmacs:.4f} | {values} | {mean:.2f} | {spread_cell} | {speed} |')
+    return '\n'.join(lines)
+
+
+def render_readme() -> str:
+    """The README, with the present table of weights."""
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    rows = [w for w in weights().values() if w.kind != 'untrained']
+    table = weights_table(rows, links='model_cards/')
+    if not README_MARK.search(readme):
+        raise ValueError('README.md has lost the marks between which the table of weights stands.')
+    return README_MARK.sub(lambda m: f'{m[1]}{table}\n{m[2]}', readme)
+
+
+def plot_data() -> list[dict]:
+    """What the plot shows: one point a network."""
+    return [
+        dict(
+            name=w.arch.removesuffix('_resnet20_cifar').removesuffix('resnet20_cifar') or 'plain',
+            gmacs=w.gmacs,
+            images_per_second=(w.throughput or {}).get('images_per_second'),
+            top1=list(w.seeds.values()),
+        )
+        for w in weights().values()
+        if w.seeds
+    ]
+
+
+def _digest(data: list[dict]) -> str:
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+
+
+def write_plot(data: list[dict]) -> None:
+    """Draw top-1 against cost; the picture carries a digest of its data, so that an old one is noticed."""
+    import matplotlib as mpl
+
+    mpl.use('agg')
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout='constrained')
+    for axis, key, label in ((axes[0], 'gmacs', 'GMACs'), (axes[1], 'images_per_second', 'images per second')):
+        for point in data:
+            if point[key] is None:
+                continue
+            mean = sum(point['top1']) / len(point['top1'])
+            error = [[mean - min(point['top1'])], [max(point['top1']) - mean]]
+            axis.errorbar(point[key], mean, yerr=error, fmt='o', capsize=3)
+            axis.annotate(point['name'], (point[key], mean), xytext=(6, 4), textcoords='offset points')
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel('CIFAR-10 top-1 (%), mean and range of the seeds')
+    figure.suptitle('ResNet-20 with each attention')
+    figure.savefig(PLOT, dpi=110, metadata={'Description': _digest(data), 'Software': None})
+
+
+def stale_files() -> dict[Path, str | None]:
+    """Files that differ from what the manifest renders, with the text they should have; None: is no card any more."""
+    wanted = {CARDS / f'{w.name}.md': render_card(w) for w in weights().values() if w.kind != 'untrained'}
+    wanted |= {CARDS / 'README.md': render_index(), ROOT / 'README.md': render_readme()}
+    stale: dict[Path, str | None] = {
+        path: text for path, text in wanted.items() if not path.exists() or path.read_text(encoding='utf-8') != text
+    }
+    return stale | {path: None for path in CARDS.glob('*.md') if path not in wanted}
+
+
+def plot_is_stale() -> bool:
+    """Whether the plot shows other data than the manifest holds."""
+    data = plot_data()
+    return bool(data) and (not PLOT.exists() or Image.open(PLOT).info.get('Description') != _digest(data))
+
+
+def main() -> int:
+    """Run the command line; the exit status is 1 if ``--check`` finds a difference."""
+    parser = argparse.ArgumentParser(description='Render the model cards from the manifest.')
+    parser.add_argument('--check', action='store_true', help='change nothing; fail where a file differs')
+    args = parser.parse_args()
+    stale = stale_files()
+    if args.check:
+        names = [str(path.relative_to(ROOT)) for path in stale] + [str(PLOT.relative_to(ROOT))] * plot_is_stale()
+        if names:
+            message = f'Not what the manifest renders: {", ".join(names)}. Run python scripts/model_cards.py.'
+            print(message, file=sys.stderr)
+        return 1 if names else 0
+    CARDS.mkdir(exist_ok=True)
+    for path, text in stale.items():
+        if text is None:
+            path.unlink()
+        else:
+            path.write_text(text, encoding='utf-8')
+        print(path.relative_to(ROOT))
+    if plot_is_stale():
+        write_plot(plot_data())
+        print(PLOT.relative_to(ROOT))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
