@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import re
+import statistics
 import sys
 import textwrap
 from pathlib import Path
@@ -178,8 +179,6 @@ def _how_made(weight: Weight) -> str:
             f"Published by the paper's authors at {weight.url}. Their tensors are renamed to timm's names when the "
             f'file is loaded; nothing else is changed.'
         )
-        if weight.copyright and weight.license == 'mit':
-            text += f'\n\nLicence of the weights: {weight.copyright}. {MIT}'
     elif weight.kind == 'warm_start':
         text = (
             f'The weights of the plain backbone come from {_link(weight.origin)}. The last layer in front of each '
@@ -188,13 +187,13 @@ def _how_made(weight: Weight) -> str:
             f'so the logits are those of the backbone, and the zero layers receive gradients from the first step on. '
             f'The other layers of the attention are freshly initialised.'
         )
-        if weight.copyright and weight.license == 'mit':
-            text += f'\n\nLicence of the weights: {weight.copyright}. {MIT}'
     else:
         logs = ', '.join(f'`{log}`' for log in weight.logs)
         text = f"Trained by timm's `train.py` with `{weight.recipe}` in the timm-attn repository; logs: {logs}."
         if weight.seeds:
             text += f' {_seeds_sentence(weight)}'
+    if weight.copyright and weight.license == 'mit':
+        text += f'\n\nLicence of the weights: {weight.copyright}. {MIT}'
     return _fill('## How it was made\n\n' + text)
 
 
@@ -212,7 +211,7 @@ def _seeds_sentence(weight: Weight) -> str:
 def seed_statistics(weight: Weight) -> tuple[float, float]:
     """Mean, and largest less smallest, of the top-1 of the runs."""
     values = list(weight.seeds.values())
-    return sum(values) / len(values), max(values) - min(values)
+    return statistics.mean(values), max(values) - min(values)
 
 
 def _limitations(weight: Weight) -> str:

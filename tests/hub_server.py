@@ -195,9 +195,6 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def validate(self, body: bytes) -> None:
             self.json({'errors': [], 'warnings': []})
 
-        def whoami(self, body: bytes) -> None:
-            self.json({'name': 'me', 'type': 'user'})
-
         def find(self, repo_id: str, revision: str):
             """Commit and files of a revision; otherwise answers and returns None."""
             repo = hub.repos.get(repo_id)
@@ -295,7 +292,6 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     ROUTES = (
         ('POST', '/api/repos/create', Handler.create),
         ('POST', '/api/validate-yaml', Handler.validate),
-        ('GET', '/api/whoami-v2', Handler.whoami),
         ('GET', f'/api/models/{repo_id}/revision/(.+)', Handler.info),
         ('GET', f'/api/models/{repo_id}', Handler.info),
         ('POST', f'/api/models/{repo_id}/preupload/(.+)', Handler.preupload),

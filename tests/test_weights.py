@@ -123,7 +123,7 @@ def test_cards_are_read_by_the_hub(weight):
 
     text = model_cards.render_card(weight)
     card = ModelCard(text)
-    assert card.data.library_name == 'timm'
+    assert card.data.to_dict()['library_name'] == 'timm'
     assert card.data.license == weight.license
     results = card.data.eval_results or []
     assert [r.metric_value for r in results] == [m.value for m in weight.metrics if m.measured]

@@ -64,30 +64,21 @@ def describe(name: str) -> dict:
     facts = dict(
         model=name,
         about=model_entrypoint(weight.arch).__doc__.strip(),
-        paper=weight.paper,
-        params=weight.params,
-        gmacs=weight.gmacs,
+        **_fields(weight, 'paper', 'params', 'gmacs'),
         activations=f'{weight.activations:.3f} M',
         tags=[n.partition('.')[2] for n, c in arch_cfgs.items() if c.has_weights],
         weights=f'{weight.tag}: {weight.kind.replace("_", " ")}',
-        origin=weight.origin,
-        base_weight=weight.base_weight,
-        license=weight.license,
-        dataset=weight.dataset,
-        recipe=weight.recipe,
-        file_size=weight.file_size,
-        sha256=weight.sha256,
+        **_fields(weight, 'origin', 'base_weight', 'license', 'dataset', 'recipe', 'file_size', 'sha256'),
         quality=[str(metric) for metric in weight.metrics],
-        num_classes=cfg.num_classes,
-        input_size=cfg.input_size,
-        mean=cfg.mean,
-        std=cfg.std,
-        crop_pct=cfg.crop_pct,
-        interpolation=cfg.interpolation,
+        **_fields(cfg, 'num_classes', 'input_size', 'mean', 'std', 'crop_pct', 'interpolation'),
         features=_features(weight.arch),
         notes=weight.notes,
     )
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def _fields(source: object, *names: str) -> dict:
+    return {name: getattr(source, name) for name in names}
 
 
 def _features(arch: str) -> list[str]:
