@@ -13,29 +13,19 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import statistics
-import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import timm
 import torch
+from benchmark import REFERENCE, build, inference, machine, ratio, take_turns
 from timm.data import create_dataset, create_loader, resolve_data_config
 from torch import nn
 
-import timm_attn
 from timm_attn.models import zoo_models
 from timm_attn.summary import count_cost
 from timm_attn.weights import MANIFEST, Metric, Weight, bundled, weights
-
-REFERENCE = {
-    **{f'{p}_resnet{d}': f'resnet{d}' for p in ('csa', 'scsa') for d in (18, 34, 50, 101)},
-    **{f'mbv2_{a}': 'mobilenetv2_100' for a in ('ca', 'se', 'cbam', 'scsa')},
-    'mbv2_ca_075': 'mobilenetv2_075',
-    'mbv2_ca_050': 'mobilenetv2_050',
-    **dict.fromkeys(('mobilenext', 'mobilenext_se', 'mobilenext_ca'), 'mobilenext'),
-    **{f'{p}resnet20_cifar': 'resnet20_cifar' for p in ('', 'se_', 'cbam_', 'ca_', 'csa_', 'scsa_')},
-}
 
 
 def measure_cost(weight: Weight) -> dict:
@@ -93,38 +83,22 @@ def cifar10_metric(top1: float) -> Metric:
     )
 
 
-def measure_throughput(weight: Weight, blocks: int = 25) -> dict:
+def measure_throughput(weight: Weight, turns: int = 25) -> dict:
     """Images a second, and relative to the family's plain network."""
     batch_size = 250 if weight.arch.endswith('_cifar') else 8
-    models = [timm.create_model(n).eval() for n in (REFERENCE[weight.arch], weight.arch)]
+    reference = REFERENCE[weight.arch]
     images = torch.randn(batch_size, *weight.input_size)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    with torch.inference_mode():
-        for block in range(blocks + 1):
-            for model, times in zip(models, seconds, strict=True):
-                start = time.perf_counter()
-                model(images)
-                if block:  # the first one warms up
-                    times.append(time.perf_counter() - start)
-    relative = statistics.median(a / b for a, b in zip(*seconds, strict=True))
-    setting = (
-        f'batch {batch_size}, float32, eager, {torch.get_num_threads()} threads of {_processor()}, '
-        f'torch {torch.__version__.partition("+")[0]}, timm-attn {timm_attn.__version__}'
-    )
+    # by number, as a plain network is its own reference
+    passes = {i: inference(build(name, images), images, nullcontext) for i, name in enumerate((reference, weight.arch))}
+    seconds = take_turns(passes, turns, images.device)
+    where = machine(images.device)
     return dict(
         images_per_second=round(batch_size / statistics.median(seconds[1]), 1),
-        relative=round(relative, 3),
-        reference=REFERENCE[weight.arch],
-        setting=setting,
+        relative=round(1 / ratio(seconds[1], seconds[0])['ratio'], 3),
+        reference=reference,
+        setting=f'batch {batch_size}, float32, eager, {where["threads"]} threads of {where["device"]}, '
+        f'torch {where["torch"]}, timm-attn {where["timm_attn"]}',
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), platform.machine())
 
 
 def write_manifest(rows: list[Weight]) -> None:

@@ -7,18 +7,17 @@ The plot needs matplotlib (the extra ``cards``).
 """
 
 import argparse
-import hashlib
-import json
 import re
 import statistics
 import sys
 import textwrap
 from pathlib import Path
 
+import performance
 import timm
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from PIL import Image
+from pictures import is_stale, save
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg, model_entrypoint
 
@@ -27,7 +26,7 @@ from timm_attn.weights import Weight, weights
 ROOT = Path(__file__).parent.parent
 CARDS = ROOT / 'model_cards'
 PLOT = CARDS / 'cifar10.png'
-README_MARK = re.compile(r'(<!-- weights: written by scripts/model_cards.py -->\n).*?(<!-- end of weights -->)', re.S)
+README_MARK = r'(<!-- {0}: written by scripts/model_cards.py -->\n).*?(<!-- end of {0} -->)'
 KINDS = dict(
     authors="the authors' own", warm_start='warm start, not fine-tuned', trained='trained here', untrained='none'
 )
@@ -144,7 +143,6 @@ alone, by `hf-hub:` or by `local-dir:`, and says "Unknown model".
 
 ```python
 import timm, timm_attn, torch
-from PIL import Image
 
 # or 'hf-hub:OWNER/{weight.name}', where it has been published
 model = timm.create_model('{weight.name}', pretrained=True).eval()
@@ -347,7 +345,7 @@ test images after the last epoch; spread is largest less smallest.
 """
         if settings:
             text += f'\nThroughput: inference, {"; ".join(settings)}.\n'
-    return text
+    return text + f'\n## Speed\n\n{performance.section(links="")}\n'
 
 
 def _seeds_table(rows: list[Weight]) -> str:
@@ -367,13 +365,17 @@ def _seeds_table(rows: list[Weight]) -> str:
 
 
 def render_readme() -> str:
-    """The README, with the present table of weights."""
+    """The README, with the present tables of weights and of speed."""
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
     rows = [w for w in weights().values() if w.kind != 'untrained']
-    table = weights_table(rows, links='model_cards/')
-    if not README_MARK.search(readme):
-        raise ValueError('README.md has lost the marks between which the table of weights stands.')
-    return README_MARK.sub(lambda m: f'{m[1]}{table}\n{m[2]}', readme)
+    tables = dict(weights=weights_table(rows, links='model_cards/'), speed=performance.section(links='model_cards/'))
+    for name, table in tables.items():
+        readme, found = re.subn(
+            README_MARK.format(name), lambda m, table=table: f'{m[1]}{table}\n{m[2]}', readme, flags=re.S
+        )
+        if found != 1:
+            raise ValueError(f'README.md has lost the marks between which the table of {name} stands.')
+    return readme
 
 
 def plot_data() -> list[dict]:
@@ -390,31 +392,26 @@ def plot_data() -> list[dict]:
     ]
 
 
-def _digest(data: list[dict]) -> str:
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
-
-
 def write_plot(data: list[dict]) -> None:
-    """Draw top-1 against cost; the picture carries a digest of its data, so that an old one is noticed."""
-    import matplotlib as mpl
+    """Draw top-1 against cost."""
 
-    mpl.use('agg')
-    import matplotlib.pyplot as plt
+    def draw(plt):
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout='constrained')
+        for axis, key, label in ((axes[0], 'gmacs', 'GMACs'), (axes[1], 'images_per_second', 'images per second')):
+            for point in data:
+                if point[key] is None:
+                    continue
+                mean = sum(point['top1']) / len(point['top1'])
+                error = [[mean - min(point['top1'])], [max(point['top1']) - mean]]
+                axis.errorbar(point[key], mean, yerr=error, fmt='o', capsize=3)
+                axis.annotate(point['name'], (point[key], mean), xytext=(6, 4), textcoords='offset points')
+            axis.set_xlabel(label)
+            axis.grid(alpha=0.3)
+        axes[0].set_ylabel('CIFAR-10 top-1 (%), mean and range of the seeds')
+        figure.suptitle('ResNet-20 with each attention')
+        return figure
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout='constrained')
-    for axis, key, label in ((axes[0], 'gmacs', 'GMACs'), (axes[1], 'images_per_second', 'images per second')):
-        for point in data:
-            if point[key] is None:
-                continue
-            mean = sum(point['top1']) / len(point['top1'])
-            error = [[mean - min(point['top1'])], [max(point['top1']) - mean]]
-            axis.errorbar(point[key], mean, yerr=error, fmt='o', capsize=3)
-            axis.annotate(point['name'], (point[key], mean), xytext=(6, 4), textcoords='offset points')
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel('CIFAR-10 top-1 (%), mean and range of the seeds')
-    figure.suptitle('ResNet-20 with each attention')
-    figure.savefig(PLOT, dpi=110, metadata={'Description': _digest(data), 'Software': None})
+    save(PLOT, data, draw)
 
 
 def stale_files() -> dict[Path, str | None]:
@@ -427,10 +424,9 @@ def stale_files() -> dict[Path, str | None]:
     return stale | {path: None for path in CARDS.glob('*.md') if path not in wanted}
 
 
-def plot_is_stale() -> bool:
-    """Whether the plot shows other data than the manifest holds."""
-    data = plot_data()
-    return bool(data) and (not PLOT.exists() or Image.open(PLOT).info.get('Description') != _digest(data))
+def stale_plots() -> list[Path]:
+    """Plots that show other data than the manifest and the benchmark hold."""
+    return [PLOT] * is_stale(PLOT, plot_data()) + [performance.PLOT] * performance.plot_is_stale()
 
 
 def main() -> int:
@@ -440,7 +436,7 @@ def main() -> int:
     args = parser.parse_args()
     stale = stale_files()
     if args.check:
-        names = [str(path.relative_to(ROOT)) for path in stale] + [str(PLOT.relative_to(ROOT))] * plot_is_stale()
+        names = [str(path.relative_to(ROOT)) for path in [*stale, *stale_plots()]]
         if names:
             message = f'Not what the manifest renders: {", ".join(names)}. Run python scripts/model_cards.py.'
             print(message, file=sys.stderr)
@@ -452,9 +448,12 @@ def main() -> int:
         else:
             path.write_text(text, encoding='utf-8')
         print(path.relative_to(ROOT))
-    if plot_is_stale():
-        write_plot(plot_data())
-        print(PLOT.relative_to(ROOT))
+    for path in stale_plots():
+        if path == PLOT:
+            write_plot(plot_data())
+        else:
+            performance.write_plot()
+        print(path.relative_to(ROOT))
     return 0
 
 

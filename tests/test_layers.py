@@ -4,8 +4,11 @@ import pytest
 import timm
 import torch
 from golden import MODULE_CASES, load_module_case
+from timm.layers.coord_attn import CoordAttn as TimmCoordAttn
 from timm.models import create_model
 
+from timm_attn.kernels import csa as csa_kernel
+from timm_attn.kernels.csa import csa_neighbours, csa_neighbours_at_scale, plain_neighbours
 from timm_attn.layers import CSA, SCSA, cbam, coord_attn, csa_descriptor, squeeze_excite
 from timm_attn.layers.csa import CSA_MODES
 
@@ -224,3 +227,78 @@ def test_csa_hidden_width_follows_timm():
     assert CSA(64, rd_divisor=8).fc1.out_features == 8
     assert CSA(64, rd_channels=3).fc1.out_features == 3
     assert timm.layers.create_attn(CSA, 64).fc1.out_features == 4
+
+
+@pytest.mark.parametrize('mode', CSA_MODES)
+@pytest.mark.parametrize('shape', [(3, 300, 3, 5), (7, 24, 4, 4), (2, 129, 1, 1), (1, 64, 112, 112)])
+@pytest.mark.parametrize('strip', [None, (1000, 16)])
+def test_csa_operator_equals_the_plain_formula(mode, shape, strip, monkeypatch):
+    """More channels than rows of a strip, more images than are worked on at once, either layout, either pass."""
+    if strip:
+        monkeypatch.setitem(csa_kernel._STRIP, 'cpu', strip)
+    x = torch.randn(shape).double()
+    z = torch.randn(shape[:2]).double()
+    expected = plain_neighbours(x, z, mode)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        sums, mean_dist = csa_neighbours(x.contiguous(memory_format=layout), z, mode)
+        torch.testing.assert_close(sums, expected)
+        torch.testing.assert_close(csa_neighbours_at_scale(x, z, mean_dist, mode), expected)
+    assert torch.equal(csa_neighbours(x, z, mode)[0], csa_neighbours(x, z, mode)[0])
+
+
+@pytest.mark.parametrize('mode', CSA_MODES)
+def test_csa_operator_contract(mode):
+    """PyTorch's own checks of an operator, and its gradient, the weights held constant, against finite differences."""
+    x = torch.randn(2, 6, 3, 2).double()
+    z = torch.randn(2, 6).double().requires_grad_()
+    torch.library.opcheck(csa_neighbours, (x, z, mode))
+    torch.library.opcheck(csa_neighbours_at_scale, (x, z, csa_neighbours(x, z, mode)[1], mode))
+    assert torch.autograd.gradcheck(lambda z: csa_neighbours(x, z, mode)[0], (z,))
+    assert torch.autograd.gradgradcheck(lambda z: csa_neighbours(x, z, mode)[0], (z,))
+
+
+def test_csa_holds_no_matrices():
+    """What is alive at once stays far below one matrix between channels an image."""
+    x = torch.randn(16, 512, 7, 7)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        csa_descriptor(x)
+    held = peak = 0
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    assert 0 < peak < 16 * 512 * 512 * 4
+
+
+@pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_input_is_not_changed(attn, layout):
+    """Not even without gradients, where products are taken in place."""
+    x = torch.randn(2, 16, 9, 9).contiguous(memory_format=layout)
+    before = x.clone()
+    layer = attn(16).eval()
+    with torch.no_grad():
+        y = layer(x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(y, layer(x))
+
+
+@pytest.mark.parametrize('attn', [SCSA, coord_attn])
+def test_gradients_of_layers(attn):
+    torch.manual_seed(0)
+    layer = attn(8).double().eval()
+    x = torch.randn(2, 8, 5, 4).double().requires_grad_()
+    assert torch.autograd.gradcheck(layer, (x,))
+
+
+@pytest.mark.parametrize('size', [(5, 8), (8, 8), (28, 1)])
+@pytest.mark.parametrize('has_skip', [False, True])
+def test_coord_attn_equals_that_of_timm(size, has_skip):
+    theirs = TimmCoordAttn(24, bias=True, has_skip=has_skip)
+    ours = coord_attn(24, rd_channels=theirs.conv1.out_channels, has_skip=has_skip)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(3, 24, *size, requires_grad=True)
+    for a, b in ((ours, theirs), (ours.eval(), theirs.eval())):
+        torch.testing.assert_close(a(x), b(x))
+        (grad,), (expected,) = (torch.autograd.grad(m(x).square().sum(), x) for m in (a, b))
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)

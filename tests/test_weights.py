@@ -112,7 +112,7 @@ def test_the_manifest_comes_back_as_it_was_written(tmp_path, monkeypatch):
 def test_cards_are_what_the_manifest_renders():
     stale = [str(path.relative_to(ROOT)) for path in model_cards.stale_files()]
     assert not stale, 'run python scripts/model_cards.py'
-    assert not model_cards.plot_is_stale()
+    assert not model_cards.stale_plots()
 
 
 @each
@@ -227,8 +227,8 @@ def test_the_plot_knows_its_data(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(model_cards, 'PLOT', tmp_path / 'plot.png')
     monkeypatch.setattr(model_cards, 'plot_data', lambda: points)
-    assert model_cards.plot_is_stale()
+    assert model_cards.stale_plots()
     model_cards.write_plot(points)
-    assert not model_cards.plot_is_stale()
+    assert not model_cards.stale_plots()
     points[0]['top1'] = [80.0, 82.0]
-    assert model_cards.plot_is_stale()
+    assert model_cards.stale_plots()

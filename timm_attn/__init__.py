@@ -1,6 +1,7 @@
 """Attention-augmented CNNs inside timm: ``import timm_attn`` registers the models with ``timm.create_model``."""
 
 from . import models
+from .optimize import optimize
 
-__version__ = '0.2.0'
-__all__ = ['models']
+__version__ = '0.3.0'
+__all__ = ['models', 'optimize']

@@ -4,6 +4,7 @@ import timm
 import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, model_entrypoint
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from .weights import Weight, weights
@@ -19,7 +20,7 @@ class _OutputCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket in flop_registry:
-            self.elements += out.numel()
+            self.elements += tree_leaves(out)[0].numel()
         return out
 
 

@@ -86,7 +86,7 @@ def warm_start(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[st
 
 def _half_gates(name: str, attn: nn.Module) -> tuple[tuple[str, ...], int]:
     """Layers to set to zero and the number of gates that this leaves at one half."""
-    known = _ZEROED.get(type(attn))
+    known = next((known for layer, known in _ZEROED.items() if isinstance(attn, layer)), None)
     if known is None:
         raise ValueError(f'{name} is a {type(attn).__name__}, for which no start as an identity is known.')
     gates = [module for key, module in attn.named_modules() if key in _GATES]

@@ -5,10 +5,13 @@ Original placement: MobileNetV2, after the depthwise convolution of each block t
 first depthwise convolution of a block.
 """
 
+import torch
 from timm.layers import SqueezeExcite
+from timm.layers import coord_attn as timm_coord_attn
 from timm.layers.cbam import CbamModule
-from timm.layers.coord_attn import CoordAttn
 from torch import nn
+
+from .axes import axis_means, gate_axes
 
 
 def _with_defaults(kwargs: dict, rd_channels: int, **defaults) -> dict:
@@ -16,6 +19,18 @@ def _with_defaults(kwargs: dict, rd_channels: int, **defaults) -> dict:
     if 'rd_ratio' not in kwargs:
         defaults['rd_channels'] = rd_channels
     return {**defaults, **kwargs}
+
+
+class CoordAttn(timm_coord_attn.CoordAttn):
+    """timm's coordinate attention, computed with fewer passes over the feature map; the same arguments and weights."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, w = axis_means(x)
+        y = torch.cat([h, w], dim=2).unsqueeze(3)  # (B, C, H + W, 1)
+        y = self.act(self.bn1(self.conv1(y)))
+        h, w = torch.split(y, [x.shape[2], x.shape[3]], dim=2)
+        out = gate_axes(x, self.gate(self.conv_h(h)), self.gate(self.conv_w(w.transpose(2, 3))))
+        return out + x if self.has_skip else out
 
 
 def coord_attn(channels: int, **kwargs) -> CoordAttn:

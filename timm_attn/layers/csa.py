@@ -9,6 +9,8 @@ from timm.layers import create_act_layer, make_divisible
 from timm.models import register_notrace_function
 from torch import nn
 
+from ..kernels.csa import csa_neighbours, plain_neighbours
+
 CSA_MODES = ('hybrid', 'l2', 'l1', 'cosine')
 
 
@@ -27,36 +29,18 @@ def _standardize(x: torch.Tensor) -> torch.Tensor:
     return centered * torch.where(varies, var, torch.ones_like(var)).rsqrt()
 
 
-def _contiguity(f: torch.Tensor, mode: str) -> torch.Tensor:
-    """Contiguity v_ij between channels (eq. 2), zero on the diagonal: (B, C, N) -> (B, C, C)."""
-    C = f.shape[1]
-    if mode == 'l1':
-        dist = torch.cdist(f, f, p=1.0)
-        v = torch.exp(-dist / dist.mean(dim=(1, 2), keepdim=True).clamp_min(1e-30))
+def _neighbours(x: torch.Tensor, z: torch.Tensor, mode: str) -> torch.Tensor:
+    """sum_j v_ij z_j (eq. 2) with the contiguity v between channels, zero for i = j: (B, C, H, W), (B, C) -> (B, C)."""
+    if torch.jit.is_scripting():
+        # A script can neither leave autocast nor, on the CPU, ask for it; but autocast leaves float64 alone.
+        maybe_autocast = not x.is_cuda or torch.is_autocast_enabled()
+        dtype = torch.float64 if maybe_autocast else z.dtype
+        return plain_neighbours(x.to(dtype), z.to(dtype), mode).to(z.dtype)
+    elif torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        with torch.autocast(x.device.type, enabled=False):
+            return plain_neighbours(x.to(z.dtype), z, mode)
     else:
-        gram = f @ f.transpose(1, 2)  # serves the distance and the cosine
-        sq_norm = gram.diagonal(dim1=1, dim2=2)  # (B, C)
-        if mode == 'cosine':
-            v = gram
-        else:
-            dist = (sq_norm.unsqueeze(2) + sq_norm.unsqueeze(1) - 2.0 * gram).clamp_min(0.0).sqrt()
-            v = torch.exp(-dist / dist.mean(dim=(1, 2), keepdim=True).clamp_min(1e-30))
-        if mode != 'l2':
-            inv_norm = torch.where(sq_norm > 0, sq_norm, torch.ones_like(sq_norm)).rsqrt()  # 0 / 1 for a zero channel
-            cos = gram * inv_norm.unsqueeze(2) * inv_norm.unsqueeze(1)
-            v = cos if mode == 'cosine' else v * cos.clamp_min(0.0)
-    return v.masked_fill(torch.eye(C, dtype=torch.bool, device=f.device), 0.0)
-
-
-def _moran(x: torch.Tensor, mode: str) -> torch.Tensor:
-    x = x.flatten(2)
-    z = _standardize(x.mean(dim=2))  # (B, C)
-    v = _contiguity(x.detach(), mode)  # the weights are constants for the gradient
-    # I_i = z_i * sum_j v_ij z_j. Dividing v by its sum cannot change the standardised result; only the sign remains.
-    local = z * (v @ z.unsqueeze(-1)).squeeze(-1)
-    if mode == 'cosine':
-        local = local * v.sum(dim=(1, 2)).sign().unsqueeze(-1)
-    return _standardize(local)
+        return csa_neighbours(x.detach(), z, mode)[0]
 
 
 @register_notrace_function
@@ -76,20 +60,11 @@ def csa_descriptor(x: torch.Tensor, mode: str = 'hybrid') -> torch.Tensor:
     Returns:
         (B, C), mean 0 and std 1 over the channels; all zeros where the channels cannot be told apart.
     """
-    if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
-        x = x.float()
-    if torch.jit.is_scripting():
-        # A script can neither leave autocast nor, on the CPU, ask for it; but autocast leaves float64 alone.
-        maybe_autocast = not x.is_cuda or torch.is_autocast_enabled()
-        return _moran(x.double(), mode).to(x.dtype) if maybe_autocast else _moran(x, mode)
-    else:
-        device_type = x.device.type
-        # Some devices (meta) have no autocast to ask about; a graph is compiled for one that has.
-        has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
-        if has_autocast and torch.is_autocast_enabled(device_type):
-            with torch.autocast(device_type, enabled=False):
-                return _moran(x, mode)
-        return _moran(x, mode)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    # Divided after the sum: the gradient of a mean writes a whole map of its own, that of a sum does not.
+    z = _standardize(x.sum(dim=(2, 3), dtype=dtype) / (x.shape[2] * x.shape[3]))  # (B, C)
+    # I_i = z_i * sum_j v_ij z_j. Dividing v by its sum cannot change the standardised result; only the sign remains.
+    return _standardize(z * _neighbours(x, z, mode))
 
 
 class CSA(nn.Module):

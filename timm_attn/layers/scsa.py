@@ -13,6 +13,8 @@ from timm.layers import create_act_layer
 from timm.models import register_notrace_function
 from torch import nn
 
+from .axes import axis_means, gate_axes, gate_own
+
 SCSA_POOLS = ('avg', 'max', 'recombination')
 
 
@@ -98,6 +100,8 @@ class SCSA(nn.Module):
         self.pool_type = pool_type
         self.scale = (channels // num_heads) ** -0.5
 
+        self.max_kernel = max(kernel_sizes)
+
         group = channels // 4
         self.dwc = nn.ModuleList([nn.Conv1d(group, group, k, padding=k // 2, groups=group, **dd) for k in kernel_sizes])
         self.norm_h = nn.GroupNorm(4, channels, **dd)
@@ -116,24 +120,35 @@ class SCSA(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.channel_gate = nn.Softmax(dim=1) if softmax else create_act_layer(gate_layer)
 
-    def _axis_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Multi-scale depthwise convolution along one axis, shared by both: (B, C, L) -> (B, C, L)."""
-        groups = x.chunk(4, dim=1)
-        return torch.cat([conv(groups[i]) for i, conv in enumerate(self.dwc)], dim=1)
+    def _axis_features(self, mean_h: torch.Tensor, mean_w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Multi-scale depthwise convolution along each axis, shared by both: (B, C, H), (B, C, W) -> the same."""
+        # One convolution for all: the kernels padded to the longest, the axes one behind the other with a gap of zeros.
+        pad = self.max_kernel // 2
+        weights: list[torch.Tensor] = []
+        biases: list[torch.Tensor] = []
+        for conv in self.dwc:
+            assert conv.bias is not None  # for TorchScript
+            gap = pad - conv.weight.shape[2] // 2
+            weights.append(F.pad(conv.weight, [gap, gap]))
+            biases.append(conv.bias)
+        H = mean_h.shape[2]
+        both = torch.cat([F.pad(mean_h, [0, pad]), mean_w], dim=2)
+        both = F.conv1d(both, torch.cat(weights), torch.cat(biases), padding=pad, groups=both.shape[1])
+        return both[:, :, :H], both[:, :, H + pad :]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, C = x.shape[0], x.shape[1]
-        gate_h = self.spatial_gate(self.norm_h(self._axis_features(x.mean(dim=3))))  # (B, C, H)
-        gate_w = self.spatial_gate(self.norm_w(self._axis_features(x.mean(dim=2))))  # (B, C, W)
-        x = x * gate_h.to(x.dtype).unsqueeze(3) * gate_w.to(x.dtype).unsqueeze(2)
+        mean_h, mean_w = axis_means(x)
+        h, w = self._axis_features(mean_h, mean_w)
+        gate_h = self.spatial_gate(self.norm_h(h)).unsqueeze(3)  # (B, C, H, 1)
+        gate_w = self.spatial_gate(self.norm_w(w)).unsqueeze(2)  # (B, C, 1, W)
+        x = gate_axes(x, gate_h, gate_w)
 
         y = self.norm(self.reduce(window_pool(x, self.window_size, self.pool_type)))
         heads = [B, self.num_heads, C // self.num_heads, y.shape[2] * y.shape[3]]
         q = self.q(y).reshape(heads)  # (B, nh, C / nh, N)
         k = self.k(y).reshape(heads)
         v = self.v(y).reshape(heads)
-        attn = (q * self.scale) @ k.transpose(2, 3)  # (B, nh, C / nh, C / nh)
-        attn = self.attn_drop(attn.softmax(dim=-1))
-        # The mean over positions commutes with the matrix: a product with one column instead of N.
-        y = attn @ v.mean(dim=3, keepdim=True).to(attn.dtype)  # (B, nh, C / nh, 1)
-        return x * self.channel_gate(y.reshape(B, C, 1, 1)).to(x.dtype)
+        drop = self.attn_drop.p if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=self.scale).mean(dim=3)  # (B, nh, C / nh)
+        return gate_own(x, self.channel_gate(y.reshape(B, C, 1, 1)))

@@ -114,7 +114,8 @@ class SandglassBlock(nn.Module):
         x = self.bn3(self.conv_expand(x))
         x = self.bn4(self.conv_dw2(x))
         if self.skip:
-            x = self.drop_path(x) + shortcut
+            x = self.drop_path(x)
+            x += shortcut
         return x
 
 

@@ -43,7 +43,8 @@ class ScsaBasicBlock(BasicBlock):
         x = self.bn2(self.conv2(x))
         if self.drop_path is not None:
             x = self.drop_path(x)
-        return self.act2(x + shortcut)
+        x += shortcut
+        return self.act2(x)
 
 
 class ScsaBottleneck(Bottleneck):
@@ -70,7 +71,8 @@ class ScsaBottleneck(Bottleneck):
         x = self.bn3(self.conv3(x))
         if self.drop_path is not None:
             x = self.drop_path(x)
-        return self.act3(x + shortcut)
+        x += shortcut
+        return self.act3(x)
 
 
 class ScsaResNet(ZooModel, ResNet):

@@ -1,0 +1,59 @@
+"""Means along the axes of a feature map, and the gates that come of them.
+
+Source: coordinate attention (arXiv 2103.02907); SCSA (arXiv 2407.05128) has the same two steps.
+"""
+
+import torch
+from timm.models import register_notrace_function
+
+
+@register_notrace_function
+def axis_means(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means over the width and over the height.
+
+    Args:
+        x: Feature map (B, C, H, W).
+
+    Returns:
+        The means over the width (B, C, H), and over the height (B, C, W).
+    """
+    # Divided after the sum: the gradient of a mean writes a whole map of its own, that of a sum does not. The sum of a
+    # half type could overflow.
+    dtype = torch.float32 if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x.dtype
+    H, W = x.shape[2], x.shape[3]
+    if x.is_contiguous(memory_format=torch.channels_last):  # torch is several times faster if the axes are in order
+        x = x.permute(0, 2, 3, 1)
+        sums = x.sum(dim=2, dtype=dtype).transpose(1, 2), x.sum(dim=1, dtype=dtype).transpose(1, 2)
+    else:
+        sums = x.sum(dim=3, dtype=dtype), x.sum(dim=2, dtype=dtype)
+    return (sums[0] / W).to(x.dtype), (sums[1] / H).to(x.dtype)
+
+
+@register_notrace_function
+def gate_axes(x: torch.Tensor, gate_h: torch.Tensor, gate_w: torch.Tensor) -> torch.Tensor:
+    """Multiply each row and each column by its gate.
+
+    Args:
+        x: Feature map (B, C, H, W).
+        gate_h: Gate of each row (B, C, H, 1).
+        gate_w: Gate of each column (B, C, 1, W).
+
+    Returns:
+        A new map, as ``x``.
+    """
+    return gate_own(x * gate_h.to(x.dtype), gate_w)
+
+
+@register_notrace_function
+def gate_own(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """Multiply a map that nobody else uses by a gate: in place unless autograd needs the map.
+
+    Args:
+        x: Feature map (B, C, H, W).
+        gate: Gate that broadcasts to it.
+
+    Returns:
+        ``x`` itself, or a new map.
+    """
+    gate = gate.to(x.dtype)
+    return x * gate if torch.is_grad_enabled() else x.mul_(gate)
