@@ -362,7 +362,9 @@ def main() -> None:
     parser.add_argument('--no-layers', action='store_true', help='models only')
     parser.add_argument('--no-models', action='store_true', help='layers only')
     parser.add_argument('--output', metavar='FILE', default='output/benchmark.json', help='JSON with a list of runs')
-    parser.add_argument('--append', action='store_true', help='keep the runs that the output holds already')
+    parser.add_argument(
+        '--append', action='store_true', help='keep what the output holds already, unless measured again'
+    )
     args = parser.parse_args()
     args.turns = args.turns or (2 if args.quick else 11)
     names = zoo_models(args.models)
@@ -381,12 +383,26 @@ def main() -> None:
     work = [] if args.no_models else [partial(measure_models, group, args, device) for group in groups(names)]
     for measure in work:
         result['models'] += measure()
+        _drop_measured_again(runs)
         _write(output, runs)
     for shape in () if args.no_layers else layer_shapes(args.quick):
         for layer in LAYERS:
             result['layers'] += measure_layer(layer, shape, args.turns, device)
             _write(output, runs)
     print(f'{result["machine"]}\n{output}')
+
+
+def _drop_measured_again(runs: list[dict]) -> None:
+    """Remove from all runs but the last what the last one has measured on the same machine in the same setting."""
+    settings = ('model', 'reference', 'kind', 'mode', 'dtype', 'layout', 'image_size', 'batch_size')
+
+    def key(run, row):
+        return tuple(run['machine'][k] for k in ('device', 'threads', 'allocator')) + tuple(row[s] for s in settings)
+
+    *others, last = runs
+    measured = {key(last, row) for row in last['models']}
+    for run in others:
+        run['models'] = [row for row in run['models'] if key(run, row) not in measured]
 
 
 def _write(path: Path, runs: list[dict]) -> None:

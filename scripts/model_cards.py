@@ -345,7 +345,7 @@ test images after the last epoch; spread is largest less smallest.
 """
         if settings:
             text += f'\nThroughput: inference, {"; ".join(settings)}.\n'
-    return text + f'\n## Speed\n\n{performance.section(links="")}\n'
+    return text + f'\n## Speed\n\n{performance.section("")}\n'
 
 
 def _seeds_table(rows: list[Weight]) -> str:
@@ -368,7 +368,9 @@ def render_readme() -> str:
     """The README, with the present tables of weights and of speed."""
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
     rows = [w for w in weights().values() if w.kind != 'untrained']
-    tables = dict(weights=weights_table(rows, links='model_cards/'), speed=performance.section(links='model_cards/'))
+    tables = dict(
+        weights=weights_table(rows, links='model_cards/'), speed=performance.section('model_cards/', only_main=True)
+    )
     for name, table in tables.items():
         readme, found = re.subn(
             README_MARK.format(name), lambda m, table=table: f'{m[1]}{table}\n{m[2]}', readme, flags=re.S

@@ -6,7 +6,7 @@ That file is written by ``scripts/benchmark.py``; ``scripts/model_cards.py`` cal
 import json
 from pathlib import Path
 
-from benchmark import AS_PRINTED
+from benchmark import AS_PRINTED, QUICK_MODELS, REFERENCE, SE_VARIANT
 from pictures import is_stale, save
 
 CARDS = Path(__file__).parent.parent / 'model_cards'
@@ -14,14 +14,17 @@ RUNS = CARDS / 'benchmark.json'
 PLOT = CARDS / 'benchmark.png'
 
 
-def section(links: str) -> str:
+def section(links: str, only_main: bool = False) -> str:
     """The section: tables of models and layers, the machine, the plot.
 
     Args:
         links: Folder of the plot, seen from the file that the section stands in, with a slash at its end.
+        only_main: Only the main models in the plain setting, and the largest layers.
     """
     parts = []
     for run in _runs():
+        if only_main:
+            run = _main_rows(run)
         machine = run['machine']
         where = (
             f'{machine["device"]}, {machine["threads"]} threads, torch {machine["torch"]}, timm {machine["timm"]}, '
@@ -35,6 +38,20 @@ def section(links: str) -> str:
     if _growth():
         parts.append(f'![Time and memory of the layers as channels, map and batch grow]({links}{PLOT.name})')
     return '\n\n'.join(parts)
+
+
+def _main_rows(run: dict) -> dict:
+    plain = dict(mode='eager', dtype='float32', layout='contiguous', image_size=224)
+    references = {REFERENCE[name] for name in QUICK_MODELS}
+    models = [
+        row
+        for row in run['models']
+        if not run['machine']['allocator']
+        and row['reference'] in references
+        and row['model'].removesuffix(AS_PRINTED) in {*QUICK_MODELS, *references, *SE_VARIANT.values()}
+        and all(row[key] == value for key, value in plain.items())
+    ]
+    return {**run, 'models': models, 'layers': [row for row in run['layers'] if row['shape'] == [8, 2048, 7, 7]]}
 
 
 def _runs() -> list[dict]:

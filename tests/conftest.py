@@ -9,7 +9,7 @@ import torch
 
 import timm_attn  # noqa: F401  registers the models
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / 'scripts')]
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,8 @@
 """The attention layers: parity with the authors' code and with the formulas as printed, and robustness."""
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -302,3 +305,45 @@ def test_coord_attn_equals_that_of_timm(size, has_skip):
         torch.testing.assert_close(a(x), b(x))
         (grad,), (expected,) = (torch.autograd.grad(m(x).square().sum(), x) for m in (a, b))
         torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
+def test_compiles_for_changing_sizes(attn):
+    layer = attn(24).eval()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend='aot_eager')
+    for size in ((2, 24, 14, 10), (3, 24, 9, 16), (5, 24, 28, 7)):
+        x, y = (torch.randn(size).requires_grad_() for _ in range(2))
+        y.data.copy_(x.data)
+        a, b = compiled(x), layer(y)
+        torch.testing.assert_close(a, b)
+        for out in (a, b):
+            out.square().sum().backward()
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_one_step_in_two_processes(tmp_path):
+    """DistributedDataParallel over two halves of a batch gives the gradients of the whole batch."""
+    code = f"""
+import copy, torch, torch.distributed as dist, torch.multiprocessing as mp
+from timm_attn.layers import CSA, SCSA, coord_attn
+
+def work(rank):
+    dist.init_process_group('gloo', init_method='file://{tmp_path}/store', rank=rank, world_size=2)
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(CSA(16), SCSA(16), coord_attn(16)).eval()
+    x = torch.randn(4, 16, 9, 9)
+    alone = copy.deepcopy(layer)
+    parallel = torch.nn.parallel.DistributedDataParallel(layer)
+    parallel(x[rank::2]).square().mean().backward()
+    alone(x).square().mean().backward()
+    for (name, p), q in zip(layer.named_parameters(), alone.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6, msg=lambda m: name + m)
+    dist.destroy_process_group()
+
+if __name__ == '__main__':
+    mp.spawn(work, nprocs=2)
+"""
+    script = tmp_path / 'step.py'
+    script.write_text(code)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

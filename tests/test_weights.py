@@ -3,15 +3,16 @@
 import dataclasses
 import json
 import re
-import sys
 import zipfile
 from pathlib import Path
 
+import measure_weights
 import pytest
 import timm
 import torch
 from timm.models import get_pretrained_cfg
 
+import model_cards
 import timm_attn.weights as manifest
 from timm_attn.models import zoo_models
 from timm_attn.weights import MANIFEST, Weight, weights
@@ -20,11 +21,6 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / 'shared' / 'data'
 TRAINED = [w for w in weights().values() if w.kind == 'trained']
 CIFAR = [n for n in zoo_models() if n.endswith('resnet20_cifar')]
-
-sys.path.insert(0, str(ROOT / 'scripts'))
-import measure_weights  # noqa: E402
-
-import model_cards  # noqa: E402
 
 each = pytest.mark.parametrize('weight', weights().values(), ids=lambda w: w.name)
 each_trained = pytest.mark.parametrize('weight', TRAINED, ids=lambda w: w.name)

@@ -10,6 +10,8 @@ pass is the same product with the gradient in the vector's place. It computes th
 that the forward pass found.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
@@ -19,6 +21,12 @@ from . import csa_triton
 # two current CPU cores. A GPU wants large pieces.
 _STRIP = {'cpu': (2**19, 128)}
 _STRIP_ELSEWHERE = (2**26, 2**13)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Context in which operations keep their type; some devices have no autocast that could be switched off."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def plain_neighbours(x: torch.Tensor, z: torch.Tensor, mode: str) -> torch.Tensor:
@@ -108,7 +116,7 @@ def _flops(x_shape, *args, out_shape=None, **kwargs) -> int:
 
 
 def _neighbours(x, z, mode, mean_dist):
-    with torch.autocast(x.device.type, enabled=False), torch.no_grad():
+    with without_autocast(x.device), torch.no_grad():
         z = z.contiguous()
         if mode == 'cosine':  # no mean distance, so one product of matrices; a few images at a time
             few = max(1, _STRIP['cpu'][0] // z.shape[1] ** 2)
@@ -174,7 +182,7 @@ class _Strip:
 def _by_strips(x: torch.Tensor, z: torch.Tensor, mode: str, mean_dist: torch.Tensor | None):
     B, C, _ = x.shape
     elements, rows = _STRIP.get(x.device.type, _STRIP_ELSEWHERE)
-    rows = min(rows, C)
+    rows = min(max(rows, C // 8), C)  # of many narrow strips, the calls would cost more than the half that they save
     images = max(1, min(B, elements // (rows * C)))
     spans = [(i, min(i + rows, C)) for i in range(0, C, rows)]
     sizes = [(j - i) * (C - i) for i, j in spans]

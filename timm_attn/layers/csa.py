@@ -9,7 +9,7 @@ from timm.layers import create_act_layer, make_divisible
 from timm.models import register_notrace_function
 from torch import nn
 
-from ..kernels.csa import csa_neighbours, plain_neighbours
+from ..kernels.csa import csa_neighbours, plain_neighbours, without_autocast
 
 CSA_MODES = ('hybrid', 'l2', 'l1', 'cosine')
 
@@ -37,7 +37,7 @@ def _neighbours(x: torch.Tensor, z: torch.Tensor, mode: str) -> torch.Tensor:
         dtype = torch.float64 if maybe_autocast else z.dtype
         return plain_neighbours(x.to(dtype), z.to(dtype), mode).to(z.dtype)
     elif torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return plain_neighbours(x.to(z.dtype), z, mode)
     else:
         return csa_neighbours(x.detach(), z, mode)[0]

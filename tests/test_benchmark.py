@@ -1,0 +1,80 @@
+"""The benchmark's command, and what is rendered from its result."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import benchmark
+import performance
+import pytest
+import torch
+
+from timm_attn.models import zoo_models
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*args):
+    command = [sys.executable, str(ROOT / 'scripts' / 'benchmark.py'), *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_every_model_has_a_reference_and_is_measured():
+    assert benchmark.REFERENCE.keys() == set(zoo_models())
+    measured = {name for group in benchmark.groups(zoo_models()) for name in group}
+    assert set(zoo_models()) <= measured
+    assert {'resnet50', 'seresnet50', 'csa_resnet50 as printed'} <= measured
+
+
+def test_command(tmp_path, monkeypatch):
+    output = tmp_path / 'folder' / 'benchmark.json'
+    args = ('--models', 'csa_resnet20_cifar', '--turns', '1', '--no-layers', '--output', str(output))
+    half = ('--append', '--kind', 'inference', '--dtype', 'bfloat16', '--layout', 'channels_last')
+    for more in ((), half, half):
+        done = run(*args, *more)
+        assert done.returncode == 0, done.stderr
+    first, measured_again, second = json.loads(output.read_text())
+    assert not measured_again['models']
+    names = ['resnet20_cifar', 'csa_resnet20_cifar']
+    folded = [n + benchmark.OPTIMIZED for n in names]
+    assert [(r['model'], r['kind']) for r in first['models']] == [
+        *((n, 'inference') for n in names + folded),
+        *((n, 'training') for n in names),
+    ]
+    assert [(r['model'], r['dtype'], r['layout']) for r in second['models']] == [
+        (n, 'bfloat16', 'channels_last') for n in names
+    ]
+    for row in first['models']:
+        assert row['milliseconds'] > 0
+        assert row['least'] <= row['ratio'] <= row['most']
+        assert row['reference'] == 'resnet20_cifar'
+        assert 1 < row['peak_mb'] < 5000
+    monkeypatch.setattr(performance, 'RUNS', output)
+    text = performance.section('')
+    assert all(name in text for name in names + folded)
+    assert first['machine']['date'] in text
+
+
+@pytest.mark.parametrize('name', benchmark.LAYERS)
+def test_layers_equal_their_printed_formula(name):
+    rows = benchmark.measure_layer(name, (2, 64, 14, 14), turns=1, device=torch.device('cpu'))
+    assert [r['kind'] for r in rows] == ['inference', 'training']
+    assert all(r['peak_mb'] > 0 and r['literal_peak_mb'] > 0 for r in rows)
+
+
+def test_as_printed_is_the_same_model():
+    images = torch.randn(2, 3, 32, 32)
+    here = benchmark.build('csa_resnet20_cifar', images)
+    printed = benchmark.build('csa_resnet20_cifar' + benchmark.AS_PRINTED, images)
+    with torch.no_grad():
+        torch.testing.assert_close(here(images), printed(images), rtol=1e-3, atol=1e-3)
+    assert any('forward' in vars(m) for m in printed.modules())
+
+
+def test_wrong_arguments():
+    unknown = run('--models', 'vgg*')
+    assert unknown.returncode == 2
+    assert 'timm_attn list' in unknown.stderr
+    if not torch.cuda.is_available():
+        assert 'CUDA' in run('--device', 'cuda').stderr
