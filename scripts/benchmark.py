@@ -107,9 +107,7 @@ def machine(device: torch.device) -> dict:
         timm=timm.__version__,
         timm_attn=timm_attn.__version__,
         # the C library's memory settings change the times of large tensors on a CPU by a third
-        allocator=' '.join(
-            f'{k}={v}' for k, v in sorted(os.environ.items()) if k.startswith(('MALLOC_', 'LD_PRELOAD'))
-        ),
+        allocator=' '.join(f'{k}={v}' for k, v in sorted(os.environ.items()) if k.startswith('MALLOC_')),
         date=datetime.date.today().isoformat(),
     )
 

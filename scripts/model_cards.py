@@ -352,13 +352,13 @@ def _seeds_table(rows: list[Weight]) -> str:
     seeds = sorted({s for w in rows for s in w.seeds})
     lines = [
         '| network | parameters | GMACs | ' + ' | '.join(f'seed {s}' for s in seeds) + ' | mean | spread '
-        '| images/s | relative to plain |',
-        '|---|---|---|' + '---|' * len(seeds) + '---|---|---|---|',
+        '| throughput relative to plain |',
+        '|---|---|---|' + '---|' * len(seeds) + '---|---|---|',
     ]
     for w in rows:
         mean, spread = seed_statistics(w)
         values = ' | '.join(f'{w.seeds[s]:.2f}' if s in w.seeds else '-' for s in seeds)
-        speed = f'{w.throughput["images_per_second"]:.0f} | {w.throughput["relative"]:.2f}' if w.throughput else '- | -'
+        speed = f'{w.throughput["relative"]:.2f}' if w.throughput else '-'
         spread_cell = f'{spread:.2f}' if len(w.seeds) > 1 else '-'
         lines.append(f'| {w.arch} | {w.params} | {w.gmacs:.4f} | {values} | {mean:.2f} | {spread_cell} | {speed} |')
     return '\n'.join(lines)
@@ -386,7 +386,7 @@ def plot_data() -> list[dict]:
         dict(
             name=w.arch.removesuffix('_resnet20_cifar').removesuffix('resnet20_cifar') or 'plain',
             gmacs=w.gmacs,
-            images_per_second=(w.throughput or {}).get('images_per_second'),
+            relative=(w.throughput or {}).get('relative'),
             top1=list(w.seeds.values()),
         )
         for w in weights().values()
@@ -399,7 +399,10 @@ def write_plot(data: list[dict]) -> None:
 
     def draw(plt):
         figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout='constrained')
-        for axis, key, label in ((axes[0], 'gmacs', 'GMACs'), (axes[1], 'images_per_second', 'images per second')):
+        for axis, key, label in (
+            (axes[0], 'gmacs', 'GMACs'),
+            (axes[1], 'relative', 'throughput, relative to the plain network'),
+        ):
             for point in data:
                 if point[key] is None:
                     continue

@@ -49,9 +49,9 @@ def test_in_interpreter():
 def test_cpu_does_not_ask_for_triton():
     if csa_triton._INTERPRETED:
         pytest.skip('the interpreter takes tensors on the CPU')
-    before = csa_triton._kernels.cache_info(), csa_triton._works.cache_info()
+    before = csa_triton._kernel.cache_info(), csa_triton._works.cache_info()
     assert not csa_triton.is_available(torch.ones(1, 2, 3))
-    assert (csa_triton._kernels.cache_info(), csa_triton._works.cache_info()) == before
+    assert (csa_triton._kernel.cache_info(), csa_triton._works.cache_info()) == before
 
 
 def check_is_available():

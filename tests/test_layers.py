@@ -347,3 +347,39 @@ if __name__ == '__main__':
     script.write_text(code)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
+def test_function_transforms_and_higher_gradients(attn):
+    """torch.func, forward-mode gradients and gradients of gradients; SCSA's fused attention has to be off for them."""
+    torch.manual_seed(0)
+    layer = attn(16, rd_channels=16) if attn is not SCSA else attn(16)
+    layer = layer.double().eval()
+    layer.fused_attn = False
+    x, tangent = torch.randn(2, 2, 16, 5, 4).double()
+    weight = torch.randn(2, 16, 5, 4).double()
+    (grad,) = torch.autograd.grad((layer(y := x.clone().requires_grad_()) * weight).sum(), y, create_graph=True)
+    assert torch.autograd.grad(grad.square().sum(), y)[0].isfinite().all()
+    torch.testing.assert_close(torch.func.grad(lambda x: (layer(x) * weight).sum())(x), grad.detach())
+    _, slope = torch.func.jvp(layer, (x,), (tangent,))
+    torch.testing.assert_close((slope * weight).sum(), (grad * tangent).sum().detach())
+    torch.testing.assert_close(torch.func.vmap(lambda a: layer(a[None])[0])(x), layer(x).detach())
+
+
+def test_scsa_is_the_same_without_fused_attention():
+    layer = SCSA(32, num_heads=4, window_size=3).eval()
+    x = torch.randn(2, 32, 13, 9)
+    expected = layer(x)
+    layer.fused_attn = False
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize('mode', ['hybrid', 'l2'])
+def test_csa_of_equal_channels(mode):
+    """The distance of equal channels is zero, although it is a difference of rounded numbers."""
+    x = (torch.randn(2, 3, 7, 7) + 5).repeat(1, 60, 1, 1)
+    x[:, 0] += 0.5
+    z = torch.randn(2, 180)
+    expected = plain_neighbours(x.double(), z.double(), mode)
+    sums = csa_neighbours(x, z, mode)[0].double()
+    torch.testing.assert_close(sums, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())

@@ -218,9 +218,7 @@ def test_accuracy_is_measured_with_the_right_classes(cifar10, tmp_path):
 
 
 def test_the_plot_knows_its_data(tmp_path, monkeypatch):
-    points = [
-        dict(name=n, gmacs=g, images_per_second=s, top1=[80.0, 81.0]) for n, g, s in (('a', 1, 2), ('b', 2, None))
-    ]
+    points = [dict(name=n, gmacs=g, relative=s, top1=[80.0, 81.0]) for n, g, s in (('a', 1, 2), ('b', 2, None))]
     monkeypatch.setattr(model_cards, 'PLOT', tmp_path / 'plot.png')
     monkeypatch.setattr(model_cards, 'plot_data', lambda: points)
     assert model_cards.stale_plots()

@@ -16,11 +16,12 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from . import csa_triton
+from .csa_triton import ROUNDING
 
 # Elements of a strip and rows of a strip: two strips of float32 (products, distances) fit into the level 2 caches of
 # two current CPU cores. A GPU wants large pieces.
 _STRIP = {'cpu': (2**19, 128)}
-_STRIP_ELSEWHERE = (2**26, 2**13)
+_STRIP_ELSEWHERE = (2**24, 2**13)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
@@ -119,7 +120,7 @@ def _neighbours(x, z, mode, mean_dist):
     with without_autocast(x.device), torch.no_grad():
         z = z.contiguous()
         if mode == 'cosine':  # no mean distance, so one product of matrices; a few images at a time
-            few = max(1, _STRIP['cpu'][0] // z.shape[1] ** 2)
+            few = max(1, _STRIP.get(x.device.type, _STRIP_ELSEWHERE)[0] // z.shape[1] ** 2)
             sums = [plain_neighbours(a.to(z.dtype), b, mode) for a, b in zip(x.split(few), z.split(few), strict=True)]
             return torch.cat(sums), z.new_zeros(z.shape[0])
         x = x.flatten(2)
@@ -204,7 +205,7 @@ def _by_strips(x: torch.Tensor, z: torch.Tensor, mode: str, mean_dist: torch.Ten
                 for (i, j), part in zip(spans, parts, strict=True)
             ]
         norm = torch.linalg.vector_norm(f, dim=2)
-        square[:n] = norm.square()
+        square[:n] = norm.square() * (1 - ROUNDING * torch.finfo(z.dtype).eps)
         # The norms of the cosine stand outside of the sum: only the products of channels are needed in it.
         inv_norm = torch.where(norm > 0, norm, 1.0).reciprocal() if mode == 'hybrid' else torch.ones_like(norm)
         torch.mul(z[chunk], inv_norm, out=scaled_z[:n])

@@ -14,14 +14,17 @@ import warnings
 
 import torch
 
+# The squared distance of equal channels is a difference of equal numbers, each rounded: what is left of it up to this
+# many units of rounding counts as zero.
+ROUNDING = 8
 MODES = ('hybrid', 'l2')  # these need only products of channels
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'  # Triton emulates the kernels, on the CPU too
 
 
 def is_available(x: torch.Tensor) -> bool:
-    """Whether :func:`neighbours` can take x."""
-    if x.dtype not in _DTYPES:
+    """Whether :func:`neighbours` can take x; the environment variable ``TIMM_ATTN_TRITON=0`` forbids it."""
+    if x.dtype not in _DTYPES or os.environ.get('TIMM_ATTN_TRITON') == '0':
         return False
     if _INTERPRETED:
         return importlib.util.find_spec('triton') is not None
@@ -53,7 +56,7 @@ def neighbours(
     block, warps = (128, 8) if half and C >= 512 else (64, 4)
     tiles = -(-C // block)
     pairs = tiles * (tiles + 1) // 2
-    kernel = _kernels()[0]
+    kernel = _kernel()
 
     def launch(mean, out, multiply):
         kernel[(B * pairs,)](  # the first axis of a grid is the only one without a limit of 65535
@@ -62,6 +65,7 @@ def neighbours(
             HYBRID=mode == 'hybrid',
             BLOCK=block,
             BLOCK_N=32,  # wider pieces spill registers where they cannot be copied to shared memory directly
+            SHRINK=1 - ROUNDING * torch.finfo(torch.float32).eps,
             num_warps=warps,
             enable_fp_fusion=True,  # the default; unless it is named, Triton 3.9 warns that it will change
         )
@@ -83,7 +87,7 @@ def _works(device: int) -> bool:
         return False
     try:
         with torch.cuda.device(device):
-            _kernels()[1][(1,)](torch.empty(1, device='cuda'), enable_fp_fusion=True)
+            _try_out()
     except ImportError:
         return False
     except Exception as e:  # whatever Triton, a compiler or the driver may raise
@@ -92,9 +96,24 @@ def _works(device: int) -> bool:
     return True
 
 
+def _try_out() -> None:
+    """Compare the kernel with the plain formula on this device."""
+    from .csa import plain_neighbours
+
+    # fixed numbers: the caller's random state is not touched
+    x = torch.linspace(0, 300, 2 * 70 * 40, device='cuda').sin().view(2, 70, 40) + 0.5
+    z = x.mean(2)
+    for dtype in (torch.float32, torch.float16):
+        rounded = x.to(dtype)
+        for mode in MODES:
+            sums, expected = neighbours(rounded, z, mode, None)[0], plain_neighbours(rounded.double(), z.double(), mode)
+            if not torch.allclose(sums.double(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
+                raise RuntimeError(f'wrong results in {dtype}')
+
+
 @functools.cache
-def _kernels():
-    """The tile kernel, and one that does nothing of use, quickly compiled."""
+def _kernel():
+    """The tile kernel."""
     global tl  # Triton looks names up in the module only
     import triton
     import triton.language as tl
@@ -115,6 +134,7 @@ def _kernels():
         HYBRID: tl.constexpr,
         BLOCK: tl.constexpr,
         BLOCK_N: tl.constexpr,
+        SHRINK: tl.constexpr,
     ):
         pid = tl.program_id(0)
         tiles = (C + BLOCK - 1) // BLOCK
@@ -143,7 +163,7 @@ def _kernels():
         norm_ptr += image * C
         i_norm = tl.load(norm_ptr + i, mask=i < C, other=0.0)
         j_norm = tl.load(norm_ptr + j, mask=j < C, other=0.0)
-        square = (i_norm * i_norm)[:, None] + (j_norm * j_norm)[None, :] - 2.0 * product
+        square = ((i_norm * i_norm)[:, None] + (j_norm * j_norm)[None, :]) * SHRINK - 2.0 * product
         distance = tl.sqrt(tl.where(square < 0.0, 0.0, square))  # tl.maximum would lose NaN
         counts = (i < C)[:, None] & (j < C)[None, :] & (i[:, None] != j[None, :])
 
@@ -172,8 +192,4 @@ def _kernels():
             total = tl.sum(tl.sum(tl.where(counts, distance, 0.0), axis=1), axis=0)
             tl.store(out_ptr + pid, tl.where(i_tile == j_tile, 1.0, 2.0) * total)
 
-    @triton.jit
-    def probe(out_ptr):
-        tl.store(out_ptr, 0.0)
-
-    return tile, probe
+    return tile

@@ -36,11 +36,21 @@ def _neighbours(x: torch.Tensor, z: torch.Tensor, mode: str) -> torch.Tensor:
         maybe_autocast = not x.is_cuda or torch.is_autocast_enabled()
         dtype = torch.float64 if maybe_autocast else z.dtype
         return plain_neighbours(x.to(dtype), z.to(dtype), mode).to(z.dtype)
-    elif torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    elif _needs_plain_formula():
         with without_autocast(x.device):
             return plain_neighbours(x.to(z.dtype), z, mode)
     else:
         return csa_neighbours(x.detach(), z, mode)[0]
+
+
+def _needs_plain_formula() -> bool:
+    """Whether the operator of this package has no place: in traces, ONNX, ``torch.func`` and forward-mode gradients."""
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    # No public function tells of these; both names are those that torch.autograd.Function itself asks.
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 @register_notrace_function

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import create_act_layer
+from timm.layers import create_act_layer, use_fused_attn
 from timm.models import register_notrace_function
 from torch import nn
 
@@ -46,7 +46,8 @@ class SCSA(nn.Module):
     group norm and a gate; x' = x * gate_h * gate_w. Channel: self-attention between the channels of the pooled x',
     averaged over positions, gates x'.
 
-    Source: SCSA (arXiv 2407.05128).
+    Source: SCSA (arXiv 2407.05128). The self-attention is torch's fused one, which on the CPU has no second derivative;
+    with the environment variable ``TIMM_FUSED_ATTN=0``, as everywhere in timm, or ``fused_attn`` set to False, it has.
 
     Args:
         channels: Number of input channels C, a multiple of 4 and of ``num_heads``.
@@ -101,6 +102,7 @@ class SCSA(nn.Module):
         self.scale = (channels // num_heads) ** -0.5
 
         self.max_kernel = max(kernel_sizes)
+        self.fused_attn = use_fused_attn()
 
         group = channels // 4
         self.dwc = nn.ModuleList([nn.Conv1d(group, group, k, padding=k // 2, groups=group, **dd) for k in kernel_sizes])
@@ -127,10 +129,11 @@ class SCSA(nn.Module):
         weights: list[torch.Tensor] = []
         biases: list[torch.Tensor] = []
         for conv in self.dwc:
-            assert conv.bias is not None  # for TorchScript
-            gap = pad - conv.weight.shape[2] // 2
-            weights.append(F.pad(conv.weight, [gap, gap]))
-            biases.append(conv.bias)
+            weight, bias = conv.weight, conv.bias
+            assert bias is not None  # for TorchScript
+            gap = pad - weight.shape[2] // 2
+            weights.append(F.pad(weight, [gap, gap]))
+            biases.append(bias)
         H = mean_h.shape[2]
         both = torch.cat([F.pad(mean_h, [0, pad]), mean_w], dim=2)
         both = F.conv1d(both, torch.cat(weights), torch.cat(biases), padding=pad, groups=both.shape[1])
@@ -150,5 +153,10 @@ class SCSA(nn.Module):
         k = self.k(y).reshape(heads)
         v = self.v(y).reshape(heads)
         drop = self.attn_drop.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=self.scale).mean(dim=3)  # (B, nh, C / nh)
+        if self.fused_attn:
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=self.scale).mean(dim=3)  # (B, nh, C / nh)
+        else:
+            attn = F.dropout(((q * self.scale) @ k.transpose(2, 3)).softmax(dim=-1), drop)
+            # The mean over positions commutes with the matrix: a product with one column instead of N.
+            y = attn @ v.mean(dim=3, keepdim=True).to(attn.dtype)  # (B, nh, C / nh, 1)
         return gate_own(x, self.channel_gate(y.reshape(B, C, 1, 1)))
