@@ -88,7 +88,7 @@ def check_every_pair_of_channels_meets_once(channels):
     if channels == 1:
         assert sums.item() == mean_dist.item() == 0
     else:
-        torch.testing.assert_close(mean_dist.item(), 2**0.5 * (channels - 1) / channels)
+        torch.testing.assert_close(mean_dist.item(), 2**0.5 * (channels - 1) / channels, rtol=1e-6, atol=0)
         weight = torch.tensor(-channels / (channels - 1)).exp()
         torch.testing.assert_close(sums, weight * (z.sum() - z))
 
