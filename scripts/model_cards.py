@@ -143,6 +143,7 @@ alone, by `hf-hub:` or by `local-dir:`, and says "Unknown model".
 
 ```python
 import timm, timm_attn, torch
+from PIL import Image
 
 # or 'hf-hub:OWNER/{weight.name}', where it has been published
 model = timm.create_model('{weight.name}', pretrained=True).eval()
