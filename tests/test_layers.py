@@ -9,6 +9,7 @@ import torch
 from golden import MODULE_CASES, load_module_case
 from timm.layers.coord_attn import CoordAttn as TimmCoordAttn
 from timm.models import create_model
+from torch import library
 
 from timm_attn.kernels import csa as csa_kernel
 from timm_attn.kernels.csa import csa_neighbours, csa_neighbours_at_scale, plain_neighbours
@@ -254,8 +255,8 @@ def test_csa_operator_contract(mode):
     """PyTorch's own checks of an operator, and its gradient, the weights held constant, against finite differences."""
     x = torch.randn(2, 6, 3, 2).double()
     z = torch.randn(2, 6).double().requires_grad_()
-    torch.library.opcheck(csa_neighbours, (x, z, mode))
-    torch.library.opcheck(csa_neighbours_at_scale, (x, z, csa_neighbours(x, z, mode)[1], mode))
+    library.opcheck(csa_neighbours, (x, z, mode))
+    library.opcheck(csa_neighbours_at_scale, (x, z, csa_neighbours(x, z, mode)[1], mode))
     assert torch.autograd.gradcheck(lambda z: csa_neighbours(x, z, mode)[0], (z,))
     assert torch.autograd.gradgradcheck(lambda z: csa_neighbours(x, z, mode)[0], (z,))
 

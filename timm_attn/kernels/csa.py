@@ -13,6 +13,7 @@ that the forward pass found.
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import library
 from torch.utils.flop_counter import register_flop_formula
 
 from . import csa_triton
@@ -53,7 +54,7 @@ def plain_neighbours(x: torch.Tensor, z: torch.Tensor, mode: str) -> torch.Tenso
     return sums * v.sum(dim=(1, 2)).sign().unsqueeze(-1) if mode == 'cosine' else sums
 
 
-@torch.library.custom_op('timm_attn::csa_neighbours', mutates_args=())
+@library.custom_op('timm_attn::csa_neighbours', mutates_args=())
 def csa_neighbours(x: torch.Tensor, z: torch.Tensor, mode: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the other channels' z, weighted with their contiguity.
 
@@ -71,7 +72,7 @@ def csa_neighbours(x: torch.Tensor, z: torch.Tensor, mode: str) -> tuple[torch.T
     return _neighbours(x, z, mode, None)
 
 
-@torch.library.custom_op('timm_attn::csa_neighbours_at_scale', mutates_args=())
+@library.custom_op('timm_attn::csa_neighbours_at_scale', mutates_args=())
 def csa_neighbours_at_scale(x: torch.Tensor, z: torch.Tensor, mean_dist: torch.Tensor, mode: str) -> torch.Tensor:
     """:func:`csa_neighbours` with the mean distance (B,) given: the product in the backward pass."""
     return _neighbours(x, z, mode, mean_dist)[0]
