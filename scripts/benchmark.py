@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -180,44 +181,37 @@ def measure_models(names: list[str], args: argparse.Namespace, device: torch.dev
         args: The command line.
         device: Where to run.
     """
+    own_size = timm.get_pretrained_cfg(names[0]).input_size[-1]
+    sizes = [own_size] if own_size < 224 else args.size
     rows = []
-    size = timm.get_pretrained_cfg(names[0]).input_size[-1]
-    for image_size in [size] if size < 224 else args.size:
-        batch_size = 250 if size < 224 else max(1, args.batch_size * 224**2 // image_size**2)
-        images = torch.randn(batch_size, 3, image_size, image_size, device=device)
-        for dtype in args.dtype:
-            autocast = partial(torch.autocast, device.type, torch.bfloat16) if dtype == 'bfloat16' else nullcontext
-            for layout in args.layout:
-                memory_format = torch.channels_last if layout == 'channels_last' else torch.contiguous_format
-                x = images.contiguous(memory_format=memory_format)
-                for mode in args.mode:
-                    for kind, prepare in (('inference', inference), ('training', training)):
-                        if kind not in args.kind:
-                            continue
-                        models = {name: build(name, x).to(memory_format=memory_format) for name in names}
-                        # the compiler's own first pass falls into the turn that warms up
-                        passes = {
-                            name: prepare(torch.compile(model) if mode == 'compile' else model, x, autocast)
-                            for name, model in models.items()
-                        }
-                        if kind == 'inference' and mode == 'eager' and dtype == 'float32':
-                            folded = {n + OPTIMIZED: timm_attn.optimize(m, x.shape[1:]) for n, m in models.items()}
-                            passes |= {n: prepare(m, x, autocast) for n, m in folded.items() if AS_PRINTED not in n}
-                        seconds = take_turns(passes, args.turns, device)
-                        for name in passes:
-                            rows.append(
-                                dict(
-                                    model=name, reference=names[0], kind=kind, mode=mode, dtype=dtype, layout=layout,
-                                    image_size=image_size, batch_size=batch_size,
-                                    milliseconds=round(1e3 * statistics.median(seconds[name]), 2),
-                                    images_per_second=round(batch_size / statistics.median(seconds[name]), 1),
-                                    peak_mb=round(peak_memory(passes[name], device) / 1e6, 1),
-                                    **ratio(seconds[name], seconds[names[0]]),
-                                )
-                            )  # fmt: skip
-                            _print_row(rows[-1])
-                        del models, passes
-                        torch.compiler.reset()
+    for image_size, dtype, layout, mode, kind in product(sizes, args.dtype, args.layout, args.mode, args.kind):
+        batch_size = 250 if own_size < 224 else max(1, args.batch_size * 224**2 // image_size**2)
+        memory_format = torch.channels_last if layout == 'channels_last' else torch.contiguous_format
+        x = torch.randn(batch_size, 3, image_size, image_size, device=device).contiguous(memory_format=memory_format)
+        autocast = partial(torch.autocast, device.type, torch.bfloat16) if dtype == 'bfloat16' else nullcontext
+        models = {name: build(name, x).to(memory_format=memory_format) for name in names}
+        if kind == 'inference' and mode == 'eager' and dtype == 'float32':
+            here = [name for name in names if AS_PRINTED not in name]
+            models |= {name + OPTIMIZED: timm_attn.optimize(models[name], x.shape[1:]) for name in here}
+        prepare = {'inference': inference, 'training': training}[kind]
+        passes = {  # the compiler's own first pass falls into the turn that warms up
+            name: prepare(torch.compile(model) if mode == 'compile' else model, x, autocast)
+            for name, model in models.items()
+        }
+        seconds = take_turns(passes, args.turns, device)
+        for name, run in passes.items():
+            rows.append(
+                dict(
+                    model=name, reference=names[0], kind=kind, mode=mode, dtype=dtype, layout=layout,
+                    image_size=image_size, batch_size=batch_size,
+                    milliseconds=round(1e3 * statistics.median(seconds[name]), 2),
+                    images_per_second=round(batch_size / statistics.median(seconds[name]), 1),
+                    peak_mb=round(peak_memory(run, device) / 1e6, 1),
+                    **ratio(seconds[name], seconds[names[0]]),
+                )
+            )  # fmt: skip
+            _print_row(rows[-1])
+        torch.compiler.reset()
     return rows
 
 
@@ -364,7 +358,10 @@ def main() -> None:
         '--append', action='store_true', help='keep what the output holds already, unless measured again'
     )
     args = parser.parse_args()
-    args.turns = args.turns or (2 if args.quick else 11)
+    if args.turns is None:
+        args.turns = 2 if args.quick else 11
+    if args.turns < 1 or args.batch_size < 1 or min(args.size) < 32:
+        parser.error('--turns and --batch-size must be 1 or more, --size 32 or more')
     names = zoo_models(args.models)
     if args.quick and not args.models:
         names = [n for n in names if n in QUICK_MODELS]
@@ -375,9 +372,12 @@ def main() -> None:
         parser.error('this PyTorch finds no CUDA device')
     torch.backends.cudnn.benchmark = True
     output = Path(args.output)
+    runs = _read(output) if args.append and output.exists() else []
+    if output.is_dir() or runs is None:
+        parser.error(f'--output {output} is no file that this script has written; name another one')
     output.parent.mkdir(parents=True, exist_ok=True)
     result: dict = dict(machine=machine(device), turns=args.turns, models=[], layers=[])
-    runs = [*(json.loads(output.read_text()) if args.append and output.exists() else []), result]
+    runs.append(result)
     work = [] if args.no_models else [partial(measure_models, group, args, device) for group in groups(names)]
     for measure in work:
         result['models'] += measure()
@@ -388,6 +388,15 @@ def main() -> None:
             result['layers'] += measure_layer(layer, shape, args.turns, device)
             _write(output, runs)
     print(f'{result["machine"]}\n{output}')
+
+
+def _read(path: Path) -> list[dict] | None:
+    """Runs in a file of :func:`_write`; None if it is something else."""
+    try:
+        runs = json.loads(path.read_text())
+        return runs if all({'machine', 'models', 'layers'} <= run.keys() for run in runs) else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _drop_measured_again(runs: list[dict]) -> None:

@@ -72,9 +72,18 @@ def test_as_printed_is_the_same_model():
     assert any('forward' in vars(m) for m in printed.modules())
 
 
-def test_wrong_arguments():
-    unknown = run('--models', 'vgg*')
-    assert unknown.returncode == 2
-    assert 'timm_attn list' in unknown.stderr
+def test_wrong_arguments(tmp_path):
+    foreign = tmp_path / 'foreign.json'
+    foreign.write_text('{"a": 1}')
+    for args, message in (
+        (('--models', 'vgg*'), 'timm_attn list'),
+        (('--turns', '0'), '1 or more'),
+        (('--output', str(tmp_path)), 'name another one'),
+        (('--output', str(foreign), '--append'), 'name another one'),
+    ):
+        done = run(*args)
+        assert done.returncode == 2
+        assert message in done.stderr
+    assert foreign.read_text() == '{"a": 1}'
     if not torch.cuda.is_available():
         assert 'CUDA' in run('--device', 'cuda').stderr

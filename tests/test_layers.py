@@ -6,6 +6,7 @@ import sys
 import pytest
 import timm
 import torch
+from benchmark import peak_memory
 from golden import MODULE_CASES, load_module_case
 from timm.layers.coord_attn import CoordAttn as TimmCoordAttn
 from timm.models import create_model
@@ -264,14 +265,7 @@ def test_csa_operator_contract(mode):
 def test_csa_holds_no_matrices():
     """What is alive at once stays far below one matrix between channels an image."""
     x = torch.randn(16, 512, 7, 7)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        csa_descriptor(x)
-    held = peak = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    assert 0 < peak < 16 * 512 * 512 * 4
+    assert 0 < peak_memory(lambda: csa_descriptor(x), x.device) < x.shape[0] * x.shape[1] ** 2 * 4
 
 
 @pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
