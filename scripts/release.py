@@ -5,14 +5,17 @@
     python scripts/release.py push OUT --org ORG --dry-run # what would be uploaded
     python scripts/release.py push OUT --org ORG           # upload what differs; again after an interruption
     python scripts/release.py check --org ORG              # download each from the Hub and verify it
+    python scripts/release.py export RUN OUT               # a training run of your own as such a folder
 
 ``--only 'csa_*'`` limits every command to some weights. Uploading needs a token (``hf auth login`` or HF_TOKEN).
 Building needs the weights' sources: the network, or the caches. Weights whose licence does not allow it are neither
-built nor pushed.
+built nor pushed. ``export`` takes the output folder of timm's train.py or of ``python -m timm_attn finetune``; what it
+writes loads by ``local-dir:OUT``, and ``hf upload ORG/NAME OUT`` puts it on the Hub.
 """
 
 import argparse
 import fnmatch
+import json
 import os
 import shutil
 import sys
@@ -31,6 +34,8 @@ from safetensors.torch import load_file, save_file
 
 from model_cards import render_card
 from timm_attn.download import DownloadError, explain, is_from_the_hub
+from timm_attn.export import export_run, whole_folder
+from timm_attn.pretrained import CheckpointError
 from timm_attn.weights import Weight, bundled, weights
 
 FILES = ('model.safetensors', 'config.json', 'README.md', 'test_io.safetensors')
@@ -67,9 +72,7 @@ def build(weight: Weight, out: Path) -> str:
     """
     torch.manual_seed(0)  # a warm start has fresh layers; every build draws the same
     model = timm.create_model(weight.name, pretrained=True).eval()
-    part, folder = out / f'.{weight.name}.part', out / weight.name
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with whole_folder(out / weight.name) as part:
         timm.models.save_for_hf(model, part, safe_serialization=True)
         if weight.file:
             shutil.copyfile(bundled(weight.file), part / 'model.safetensors')
@@ -80,12 +83,8 @@ def build(weight: Weight, out: Path) -> str:
         save_file({'input': images, **outputs(model, images)}, part / 'test_io.safetensors')
         sums = {k: v for k, v in read_sums(out).items() if not k.startswith(f'{weight.name}/')}
         sums |= {f'{weight.name}/{file}': sha256(part / file) for file in FILES}
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     write_sums(out, sums)
-    return f'built, {sum((folder / file).stat().st_size for file in FILES) / 1e6:.1f} MB'
+    return f'built, {sum((out / weight.name / file).stat().st_size for file in FILES) / 1e6:.1f} MB'
 
 
 def read_sums(out: Path) -> dict[str, str]:
@@ -228,6 +227,26 @@ def check(weight: Weight, org: str) -> str:
     return f'loads from the Hub, outputs within {deviation:.1e}'
 
 
+def export(run: Path, out: Path, labels: Path | None, checkpoint: str) -> None:
+    """Write a training run as a folder that loads by ``local-dir:`` and can be uploaded.
+
+    Args:
+        run: Output folder of the run.
+        out: Folder to write.
+        labels: File with the names of the classes, one a line; None takes those of the run's data set, if known.
+        checkpoint: File in ``run``.
+
+    Raises:
+        ReleaseError: If ``out`` exists.
+    """
+    if out.exists():
+        raise ReleaseError(f'{out} exists: name another folder.')
+    names = labels.read_text(encoding='utf-8').split('\n') if labels else None
+    model = export_run(run, out, names and [name.strip() for name in names if name.strip()], checkpoint)
+    named = 'label_names' in json.loads((out / 'config.json').read_text(encoding='utf-8'))
+    print(f'{out}: {model.num_classes} classes, {"with" if named else "without (see --labels)"} names')
+
+
 def selected(pattern: str) -> list[Weight]:
     """Weights that may be published and match a wildcard.
 
@@ -292,8 +311,19 @@ def main(argv: list[str] | None = None) -> int:
             p.add_argument('--private', action='store_true', help='create new repositories as private ones')
             p.add_argument('--dry-run', action='store_true', help='only tell what would be uploaded')
         p.add_argument('--only', default='', metavar='FILTER', help="wildcard of weights, such as 'csa_*'")
+    text = 'write a training run as a folder for the Hub'
+    p = commands.add_parser('export', help=text, description=text)
+    p.add_argument('run', type=Path, metavar='RUN', help='output folder of a training run')
+    p.add_argument('out', type=Path, metavar='OUT', help='folder to write, which must not exist')
+    p.add_argument('--labels', type=Path, metavar='FILE', help='names of the classes in their order, one a line')
+    p.add_argument(
+        '--checkpoint', default='model_best.pth.tar', metavar='FILE', help='file in RUN (default: %(default)s)'
+    )
     args = parser.parse_args(argv)
     try:
+        if args.command == 'export':
+            export(args.run, args.out, args.labels, args.checkpoint)
+            return 0
         if args.command == 'build':
             args.out.mkdir(parents=True, exist_ok=True)
             failed = run_all(lambda w: build(w, args.out), args.only)
@@ -306,7 +336,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         else:
             failed = run_all(lambda w: check(w, args.org), args.only)
-    except (ReleaseError, OSError) as e:
+    except (ReleaseError, CheckpointError, OSError, ValueError) as e:
         print(f'error: {e}', file=sys.stderr)
         return 2
     return 1 if failed else 0

@@ -1,4 +1,4 @@
-"""Command line: ``python -m timm_attn list | info | predict | run``."""
+"""Command line: ``python -m timm_attn list | info | predict | finetune | run``."""
 
 import argparse
 import difflib
@@ -6,6 +6,7 @@ import json
 import os
 import runpy
 import sys
+from functools import partial
 
 import timm
 import torch
@@ -14,6 +15,8 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from timm.models import load_state_dict
 
+from .finetune import finetune
+from .finetune_options import add_arguments, parse, positive_int
 from .models import zoo_models
 from .pretrained import ZooModel, checkpoint_filter_fn, explain_unreadable
 from .summary import describe, find_weight
@@ -52,21 +55,25 @@ def _info(args: argparse.Namespace) -> None:
 
 def _known_name(name: str, others: list[str] | None = None) -> str:
     """Check the name of a model, with or without a tag: one of this package, or of ``others``."""
-    known = zoo_models() + zoo_models(include_tags=True) + (others or [])
+    known = {*zoo_models(), *zoo_models(include_tags=True), *(others or [])}
     if name not in known:
         arch = name.partition('.')[0]
         if arch in known:
             tags = ', '.join(zoo_models(arch, include_tags=True))
             raise UsageError(f'{arch} has no tag {name.partition(".")[2]!r}; there are: {tags}')
-        near = difflib.get_close_matches(name, known, n=3)
+        near = difflib.get_close_matches(name, sorted(known), n=3)
         hint = f'did you mean {" or ".join(near)}?' if near else f'there are: {", ".join(zoo_models())}'
         raise UsageError(f'unknown model {name!r}; {hint}')
     return name
 
 
+def _check_model(name: str) -> None:
+    if ':' not in name and not timm.is_model(name.partition('.')[0]):
+        _known_name(name, timm.list_models())  # raises, with the nearest names
+
+
 def _predict(args: argparse.Namespace) -> None:
-    if ':' not in args.model and not timm.is_model(args.model.partition('.')[0]):
-        _known_name(args.model, timm.list_models())  # raises, with the nearest names
+    _check_model(args.model)
     if args.num_classes and not args.checkpoint:
         raise UsageError('--num-classes belongs to --checkpoint: pretrained weights have their own classes')
     images = [_open_image(path) for path in args.images]
@@ -148,6 +155,12 @@ def _labels(model: torch.nn.Module, own_checkpoint: bool):
     return lambda i: f'class {i}'
 
 
+def _finetune(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    args = parse(parser, args.argv[1:])
+    _check_model(args.model)
+    finetune(args)
+
+
 def _run(args: argparse.Namespace) -> None:
     if not os.path.isfile(args.script):
         raise UsageError(
@@ -156,12 +169,6 @@ def _run(args: argparse.Namespace) -> None:
     sys.argv = [args.script, *args.args]
     sys.path[0] = os.path.dirname(os.path.abspath(args.script))  # as `python SCRIPT` would
     runpy.run_path(args.script, run_name='__main__')
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1 up')
-    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,11 +187,15 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument('images', nargs='+', metavar='IMAGE')
     p.add_argument('--model', required=True, help="any timm name: 'model', 'model.tag', 'hf-hub:...', 'local-dir:...'")
     p.add_argument('--checkpoint', default='', metavar='PATH', help='load this file instead of pretrained weights')
-    p.add_argument('--num-classes', type=_positive, metavar='N', help='number of classes of the checkpoint')
-    p.add_argument('--topk', type=_positive, default=5, metavar='K', help='classes to show (default: %(default)s)')
+    p.add_argument('--num-classes', type=positive_int, metavar='N', help='number of classes of the checkpoint')
+    p.add_argument('--topk', type=positive_int, default=5, metavar='K', help='classes to show (default: %(default)s)')
     p.add_argument('--device', default='cpu', help='torch device (default: %(default)s)')
     p.add_argument('--json', action='store_true', help='print JSON')
     p.set_defaults(func=_predict)
+
+    p = commands.add_parser('finetune', help='train a model on a folder of images')
+    add_arguments(p)
+    p.set_defaults(func=partial(_finetune, p))
 
     p = commands.add_parser('run', help="run a timm script, such as validate.py, with this package's models")
     p.add_argument('script', metavar='SCRIPT')
@@ -202,7 +213,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, or 2 where the input was wrong.
     """
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser().parse_args(argv, argparse.Namespace(argv=argv))
     if args.func is _run:  # errors of a foreign script are its own
         expected: tuple = (UsageError,)
     else:
@@ -213,7 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except expected as e:
-        print(f'error: {e or type(e).__name__}', file=sys.stderr)
+        if os.environ.get('RANK', '0') == '0':  # under torchrun every process meets the same error
+            print(f'error: {e or type(e).__name__}', file=sys.stderr)
         return 2
     return 0
 

@@ -44,6 +44,27 @@ class ZooModel(nn.Module):
         """Names of the parameters that are never decayed, besides biases and norms: none."""
         return set()
 
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Patterns that group the parameters by depth, for learning rates that fall from layer to layer.
+
+        Attention does not count as part of its block but, as the classifier, of the last group: after a warm start it
+        is what has to be learnt, so that timm's ``layer_decay`` leaves it the full learning rate.
+
+        Args:
+            coarse: Groups are stages, with their attention, instead of blocks.
+        """
+        matcher = super().group_matcher(coarse=coarse)
+        if coarse or not self.absorbs_gate:
+            return matcher
+        not_attention = rf'(?!.*\.(?:{"|".join(self.absorbs_gate)})\.)'
+        return {
+            name: [(f'{not_attention}(?:{pattern})', order) for pattern, order in spec]
+            if isinstance(spec, list | tuple)
+            else f'{not_attention}(?:{spec})'
+            for name, spec in matcher.items()
+        }
+
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         """As ``torch.nn.Module.load_state_dict``, with a short message where the checkpoint does not fit.
 

@@ -14,6 +14,7 @@ from timm.models import (
 from torch import nn
 
 from ..download import fetch_from_hub, fetch_url
+from ..freeze import train_only, trainable_parts
 from ..pretrained import CheckpointError, checkpoint_filter_fn, explain_unreadable
 from ..weights import weights
 
@@ -37,13 +38,25 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kw
         model_cls: Class of the model.
         variant: Registered name.
         pretrained: Load weights.
-        **kwargs: Arguments of the entrypoint, for the builder and the class.
+        **kwargs: Arguments of the entrypoint, for the builder and the class. ``trainable``, which every model takes, is
+            ``'attention'``, ``'head'`` or ``'attention,head'``: these parts can be trained, all others are frozen.
 
     Raises:
         RuntimeError: If the tag is unknown, or ``pretrained`` is asked for where no weights exist.
         CheckpointError: If a weight file cannot be read or does not fit.
         DownloadError: If weights cannot be fetched, or are not what was asked for.
+        ValueError: If ``trainable`` names no part of the model.
     """
+    trainable = kwargs.pop('trainable', None)
+    if trainable is None:
+        return _build_and_load(model_cls, variant, pretrained, **kwargs)
+    parts = trainable_parts(trainable)
+    model = _build_and_load(model_cls, variant, pretrained, **kwargs)
+    train_only(model, parts, model_cls.absorbs_gate)
+    return model
+
+
+def _build_and_load(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs) -> nn.Module:
     cfg = _resolve_cfg(variant, pretrained, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
     features_only = kwargs.get('features_only', False)
     strict = kwargs.get('pretrained_strict', True)

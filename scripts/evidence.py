@@ -1,0 +1,167 @@
+r"""Run the comparisons behind model_cards/RESULTS.md: networks under one recipe, several seeds, with timm's train.py.
+
+    python scripts/evidence.py flowers12 --data-dir flowers12 --train-script pytorch-image-models/train.py
+    python scripts/evidence.py imagenette128 --data-dir imagenette128 --train-script pytorch-image-models/train.py
+
+The first fits one CPU core, the second wants a GPU. Run it again after an interruption: finished runs are skipped, an
+unfinished one goes on from its last epoch. A run leaves its log in scripts/recipes/logs/NAME/ and its command in
+commands.txt there; ``python scripts/model_cards.py`` then renders the page. Options after ``--`` go to train.py as they
+are, such as ``-- --device cpu``.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from timm_attn.curves import read_summary
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / 'scripts' / 'recipes'
+LOGS = RECIPES / 'logs'
+CIFAR_RESNETS = tuple(f'{attn}resnet20_cifar' for attn in ('', 'se_', 'cbam_', 'ca_', 'csa_', 'scsa_'))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Networks that are compared under one recipe.
+
+    Attributes:
+        name: Name of the experiment, and of the folder of its logs.
+        title: Title of its section on the page.
+        recipe: File name of the recipe.
+        models: Networks in families, the plain backbone of each family first.
+        starts: Name of a start -> the options of train.py that make it.
+        seeds: Seeds of the runs.
+    """
+
+    name: str
+    title: str
+    recipe: str
+    models: tuple[tuple[str, ...], ...]
+    starts: dict[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a run."""
+        return yaml.safe_load((RECIPES / self.recipe).read_text())['epochs']
+
+    def runs(self) -> Iterator[tuple[str, str, int]]:
+        """Model, start and seed of each run."""
+        for seed in self.seeds:
+            for family in self.models:
+                for model in family:
+                    for start in self.starts:
+                        yield model, start, seed
+
+    def log(self, model: str, start: str, seed: int) -> Path:
+        """Where the log of a run is kept."""
+        return LOGS / self.name / f'{model}.{start}.seed{seed}.csv'
+
+
+EXPERIMENTS = {
+    e.name: e
+    for e in (
+        Experiment(
+            name='flowers12',
+            title='Fine-tuning on twelve flowers',
+            recipe='flowers12_resnet20.yaml',
+            models=(CIFAR_RESNETS,),
+            starts={'scratch': (), 'cifar10': ('--pretrained',)},
+            seeds=(0, 1, 2),
+        ),
+        Experiment(
+            name='imagenette128',
+            title='Imagenette at 128 px from scratch',
+            recipe='imagenette128.yaml',
+            models=(
+                ('resnet50', 'seresnet50', 'csa_resnet50', 'scsa_resnet50'),
+                ('mobilenetv2_100', 'mbv2_se', 'mbv2_cbam', 'mbv2_ca', 'mbv2_scsa'),
+            ),
+            starts={'scratch': ()},
+            seeds=(0, 1),
+        ),
+    )
+}
+
+
+def is_finished(log: Path, epochs: int) -> bool:
+    """Whether a log reaches the last epoch."""
+    rows = read_summary(log)
+    return bool(rows) and rows[-1]['epoch'] == epochs - 1
+
+
+def run(experiment: Experiment, model: str, start: str, seed: int, args: argparse.Namespace) -> bool:
+    """Train one network, unless its log is complete already.
+
+    Args:
+        experiment: The experiment.
+        model: Network to train.
+        start: Name of its start.
+        seed: Seed.
+        args: The command line.
+
+    Returns:
+        Whether the run is finished.
+    """
+    log = experiment.log(model, start, seed)
+    if is_finished(log, experiment.epochs):
+        return True
+    name = log.stem
+    folder = Path(args.output).resolve() / name
+    options = [
+        '--config', f'scripts/recipes/{experiment.recipe}', '--device-modules', 'timm_attn', '--model', model,
+        '--seed', str(seed), *experiment.starts[start], *args.options,
+    ]  # fmt: skip
+    last = folder / 'last.pth.tar'
+    resume = ['--resume', str(last)] if last.exists() else []
+    places = ['--data-dir', str(Path(args.data_dir).resolve()), '--output', str(folder.parent), '--experiment', name]
+    print(f'{name}: {"goes on" if resume else "starts"}', flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / 'train.log').open('a') as output:
+        train = [sys.executable, str(Path(args.train_script).resolve()), *options, *places, *resume]
+        status = subprocess.run(train, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT).returncode
+    summary = folder / 'summary.csv'
+    if status or not is_finished(summary, experiment.epochs):
+        print(f'{name}: failed, see {folder / "train.log"}', flush=True)
+        return False
+    log.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(summary, log)
+    places = ['--data-dir', Path(args.data_dir).name, '--output', 'OUTPUT', '--experiment', name]
+    commands = log.parent / 'commands.txt'
+    known = commands.read_text().splitlines() if commands.exists() else []
+    command = shlex.join(['python', 'train.py', *options, *places])
+    commands.write_text('\n'.join(sorted({*known, command})) + '\n')
+    print(f'{name}: top-1 {read_summary(log)[-1]["eval_top1"]:.2f} %', flush=True)
+    return True
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description='Run the comparisons behind model_cards/RESULTS.md.')
+    parser.add_argument('experiment', choices=sorted(EXPERIMENTS))
+    parser.add_argument('--data-dir', required=True, metavar='DIR', help='the data set, split into folders of classes')
+    parser.add_argument('--train-script', required=True, metavar='FILE', help="timm's train.py")
+    parser.add_argument('--output', default='output/evidence', metavar='DIR', help='folder of the runs')
+    own, options = sys.argv[1:], []
+    if '--' in own:
+        own, options = own[: own.index('--')], own[own.index('--') + 1 :]
+    args = parser.parse_args(own, argparse.Namespace(options=options))
+    for path in (args.data_dir, args.train_script):
+        if not os.path.exists(path):
+            parser.error(f'there is no {path}')
+    experiment = EXPERIMENTS[args.experiment]
+    failed = [one for one in experiment.runs() if not run(experiment, *one, args)]
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""The log of a training run, ``summary.csv`` as timm writes it: read, cut and drawn."""
+
+import csv
+import os
+from pathlib import Path
+
+
+def read_summary(path: Path) -> list[dict[str, float]]:
+    """Rows of a log, one an epoch; none where there is no log yet.
+
+    Args:
+        path: The ``summary.csv``.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline='') as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def cut_summary(path: Path, epochs: int) -> list[dict[str, float]]:
+    """Drop what a log holds beyond a number of epochs, which a resumed run will do again.
+
+    Args:
+        path: The ``summary.csv``.
+        epochs: Epochs to keep.
+
+    Returns:
+        The rows kept.
+    """
+    rows = read_summary(path)
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        part = path.with_suffix('.part')
+        part.write_text(''.join(lines[:1] + [line for line in lines[1:] if int(line.split(',')[0]) < epochs]))
+        os.replace(part, path)
+    return [row for row in rows if row['epoch'] < epochs]
+
+
+def draw_curves(rows: list[dict[str, float]], path: Path, title: str) -> bool:
+    """Draw loss and accuracy over the epochs.
+
+    Args:
+        rows: Rows of the log.
+        path: PNG file to write.
+        title: Title of the figure.
+
+    Returns:
+        Whether it could be drawn: it needs matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    epochs = [row['epoch'] + 1 for row in rows]
+    figure = Figure(figsize=(9, 3.5), layout='constrained')
+    loss, accuracy = figure.subplots(1, 2)
+    loss.plot(epochs, [row['train_loss'] for row in rows], label='training')
+    loss.plot(epochs, [row['eval_loss'] for row in rows], label='validation')
+    loss.set(xlabel='epoch', ylabel='loss')
+    loss.legend()
+    accuracy.plot(epochs, [row['eval_top1'] for row in rows])
+    accuracy.set(xlabel='epoch', ylabel='validation top-1 (%)')
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    return True

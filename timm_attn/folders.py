@@ -1,0 +1,139 @@
+"""A folder of pictures, one folder a class, as timm datasets for training and validation, checked before training."""
+
+import logging
+import random
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from timm.data import ImageDataset, create_dataset
+
+_logger = logging.getLogger(__name__)
+
+_TRAIN = ('train', 'training')
+_VALIDATION = ('val', 'valid', 'validation', 'eval', 'evaluation')
+
+
+class FolderError(ValueError):
+    """A folder that cannot be trained on."""
+
+
+def open_folder(
+    root: str | Path, train_split: str = 'train', val_split: str | None = None, val_fraction: float = 0.2
+) -> tuple[ImageDataset, ImageDataset, list[str]]:
+    """Find training and validation images, with the same classes in the same order.
+
+    Without a folder for validation a part of the training images, the same one each time, is held out of every class.
+    Files that are no images are left out with a warning.
+
+    Args:
+        root: ``root/train/<class>/*`` and ``root/val/<class>/*``, or ``root/<class>/*``.
+        train_split: Name of the folder for training.
+        val_split: Name of the folder for validation; if None, ``val`` or what timm takes for the same.
+        val_fraction: Share of each class that is held out where no folder is.
+
+    Returns:
+        Training images, validation images, and the classes in the order of their numbers.
+
+    Raises:
+        FolderError: If there is nothing to learn: the message says what is wrong and where.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FolderError(f'{root} is {"no folder" if root.exists() else "not there"}; name a folder of images.')
+    if not 0 < val_fraction < 1:
+        raise FolderError(f'{val_fraction} is no share of the images to hold out; it lies between 0 and 1.')
+    train_root = _find(root, _TRAIN if train_split in _TRAIN else (train_split,))
+    val_root = _find(root, _VALIDATION if val_split is None else (val_split,))
+    if val_split and not val_root:
+        raise FolderError(f'{root} has no folder {val_split!r} for validation; it has: {_subfolders(root)}.')
+    if not train_root and (val_root or train_split not in _TRAIN):
+        raise FolderError(f'{root} has no folder {train_split!r} for training; it has: {_subfolders(root)}.')
+    train_root = train_root or root
+    train = _read(train_root)
+    classes = list(train.reader.class_to_idx)
+    if len(classes) < 2:
+        raise FolderError(
+            f'{train_root} has images of one class only, {classes[0]!r}: there is nothing to tell apart. It takes a '
+            'folder for each class.'
+        )
+    if val_root:
+        val = _read(val_root, classes)
+    else:
+        val = create_dataset('', str(train_root), search_split=False)
+        train.reader.samples, val.reader.samples = _hold_out(train.reader.samples, val_fraction, train_root)
+    return train, val, classes
+
+
+def _find(root: Path, names: tuple[str, ...]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _subfolders(root: Path) -> str:
+    return ', '.join(sorted(path.name for path in root.iterdir() if path.is_dir())) or 'no folders'
+
+
+def _read(root: Path, classes: list[str] | None = None) -> ImageDataset:
+    """Dataset of a folder that holds a folder of images for each class, in the order of ``classes`` if given."""
+    try:
+        dataset = create_dataset('', str(root), search_split=False)
+    except RuntimeError:  # no file with the name of an image
+        raise FolderError(
+            f'There are no images in {root}. It takes a folder of images for each class, such as '
+            f'{root / "daisy" / "1.jpg"}.'
+        ) from None
+    if classes:
+        own = list(dataset.reader.class_to_idx)
+        unknown = [name for name in own if name not in classes]
+        if unknown:
+            raise FolderError(f'{root} has classes that are not among those for training: {", ".join(unknown)}.')
+        dataset.reader.samples = [(path, classes.index(own[i])) for path, i in dataset.reader.samples]
+        dataset.reader.class_to_idx = {name: i for i, name in enumerate(classes)}
+    dataset.reader.samples = _readable(dataset.reader.samples)
+    images = defaultdict(list)
+    for path, _ in dataset.reader.samples:
+        images[Path(path).relative_to(root).parts[0]].append(path)
+    loose = [path for name, paths in images.items() if not (root / name).is_dir() for path in paths]
+    if loose:
+        raise FolderError(f'{loose[0]} lies outside of the folders of classes; move it into one or away.')
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if folder.name.startswith('.') and images[folder.name]:
+            raise FolderError(f'{folder} is hidden and holds images, which would become a class; move it away.')
+        if not folder.name.startswith('.') and not images[folder.name]:
+            raise FolderError(f'The folder of a class, {folder}, has no images; fill it or remove it.')
+    return dataset
+
+
+def _readable(samples: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Leave out files that do not begin like an image; one that is cut off later on, timm skips with a warning."""
+
+    def problem(sample):
+        try:
+            with Image.open(sample[0]):
+                return None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+            return str(e) or type(e).__name__
+
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(problem, samples))
+    for (path, _), what in zip(samples, problems, strict=True):
+        if what:
+            _logger.warning(f'Left out, not an image that can be read: {path} ({what})')
+    return [sample for sample, what in zip(samples, problems, strict=True) if not what]
+
+
+def _hold_out(samples: list[tuple[str, int]], fraction: float, root: Path) -> tuple[list, list]:
+    """Split images into training and validation, each class alike and the same way each time."""
+    by_class = defaultdict(list)
+    for sample in samples:
+        by_class[sample[1]].append(sample)
+    train, val = [], []
+    for of_class in by_class.values():
+        random.Random(0).shuffle(of_class)
+        n = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
+        val += of_class[:n]
+        train += of_class[n:]
+    if not val:
+        raise FolderError(f'{root} has a single image of each class: too few to hold some out for validation.')
+    return sorted(train), sorted(val)

@@ -1,0 +1,47 @@
+"""Train some parts of a model, keep all others as they are."""
+
+from collections.abc import Iterable
+
+from timm.utils import freeze, unfreeze
+from torch import nn
+
+PARTS = ('attention', 'head')
+
+
+def trainable_parts(trainable: str | Iterable[str]) -> tuple[str, ...]:
+    """Parts named by the argument ``trainable`` of the models: one, several behind commas, or a sequence.
+
+    Raises:
+        ValueError: If there is no such part.
+    """
+    parts = tuple(trainable.split(',')) if isinstance(trainable, str) else tuple(trainable)
+    if not parts or not set(parts) <= set(PARTS):
+        raise ValueError(
+            f'trainable={trainable!r} is unknown; choose {", ".join(map(repr, PARTS))} or {",".join(PARTS)!r}.'
+        )
+    return parts
+
+
+def train_only(model: nn.Module, parts: Iterable[str], attention_names: Iterable[str]) -> None:
+    """Freeze a model but for some parts; batch norms outside of them also keep their running statistics.
+
+    Args:
+        model: The model; its batch norms are replaced by timm's frozen ones, with the same tensors.
+        parts: ``attention``, ``head`` (the classifier) or both.
+        attention_names: What the model's blocks call their attention.
+
+    Raises:
+        ValueError: If the attention is asked for and the model has none.
+    """
+    names = []
+    if 'attention' in parts:
+        sites = [(name, m) for name, m in model.named_modules() if name.rpartition('.')[2] in attention_names]
+        names += [name for name, m in sites if next(m.parameters(), None) is not None]
+        if not names:
+            raise ValueError('This model has no attention that could be trained alone: leave out trainable=.')
+    if 'head' in parts:
+        head = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier')
+        names += [head] if head and hasattr(model, head) else []
+    freeze(model)
+    if names:
+        unfreeze(model, names)
