@@ -16,16 +16,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import yaml
 
 from timm_attn.curves import read_summary
+from timm_attn.finetune_options import positive_int
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / 'scripts' / 'recipes'
 LOGS = RECIPES / 'logs'
+_ONE_AT_A_TIME = Lock()
 CIFAR_RESNETS = tuple(f'{attn}resnet20_cifar' for attn in ('', 'se_', 'cbam_', 'ca_', 'csa_', 'scsa_'))
 
 
@@ -36,14 +40,16 @@ class Experiment:
     Attributes:
         name: Name of the experiment, and of the folder of its logs.
         title: Title of its section on the page.
+        about: What was done, in a sentence or two.
         recipe: File name of the recipe.
         models: Networks in families, the plain backbone of each family first.
-        starts: Name of a start -> the options of train.py that make it.
+        starts: What the networks start from -> the options of train.py for it.
         seeds: Seeds of the runs.
     """
 
     name: str
     title: str
+    about: str
     recipe: str
     models: tuple[tuple[str, ...], ...]
     starts: dict[str, tuple[str, ...]]
@@ -72,7 +78,9 @@ EXPERIMENTS = {
     for e in (
         Experiment(
             name='flowers12',
-            title='Fine-tuning on twelve flowers',
+            title='Twelve flowers',
+            about='Oxford Flowers, 12 classes of 60 training and 20 test images, at 48 px, for 30 epochs in bfloat16: '
+            'from scratch, and from the CIFAR-10 weights of the same network.',
             recipe='flowers12_resnet20.yaml',
             models=(CIFAR_RESNETS,),
             starts={'scratch': (), 'cifar10': ('--pretrained',)},
@@ -80,7 +88,8 @@ EXPERIMENTS = {
         ),
         Experiment(
             name='imagenette128',
-            title='Imagenette at 128 px from scratch',
+            title='Imagenette',
+            about='Imagenette, ten classes of ImageNet, at 128 px for 50 epochs; wants a GPU.',
             recipe='imagenette128.yaml',
             models=(
                 ('resnet50', 'seresnet50', 'csa_resnet50', 'scsa_resnet50'),
@@ -136,10 +145,11 @@ def run(experiment: Experiment, model: str, start: str, seed: int, args: argpars
     log.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(summary, log)
     places = ['--data-dir', Path(args.data_dir).name, '--output', 'OUTPUT', '--experiment', name]
-    commands = log.parent / 'commands.txt'
-    known = commands.read_text().splitlines() if commands.exists() else []
     command = shlex.join(['python', 'train.py', *options, *places])
-    commands.write_text('\n'.join(sorted({*known, command})) + '\n')
+    with _ONE_AT_A_TIME:
+        commands = log.parent / 'commands.txt'
+        known = commands.read_text().splitlines() if commands.exists() else []
+        commands.write_text('\n'.join(sorted({*known, command})) + '\n')
     print(f'{name}: top-1 {read_summary(log)[-1]["eval_top1"]:.2f} %', flush=True)
     return True
 
@@ -151,6 +161,7 @@ def main() -> int:
     parser.add_argument('--data-dir', required=True, metavar='DIR', help='the data set, split into folders of classes')
     parser.add_argument('--train-script', required=True, metavar='FILE', help="timm's train.py")
     parser.add_argument('--output', default='output/evidence', metavar='DIR', help='folder of the runs')
+    parser.add_argument('--jobs', type=positive_int, default=1, metavar='N', help='runs at the same time')
     own, options = sys.argv[1:], []
     if '--' in own:
         own, options = own[: own.index('--')], own[own.index('--') + 1 :]
@@ -159,8 +170,9 @@ def main() -> int:
         if not os.path.exists(path):
             parser.error(f'there is no {path}')
     experiment = EXPERIMENTS[args.experiment]
-    failed = [one for one in experiment.runs() if not run(experiment, *one, args)]
-    return 1 if failed else 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        finished = list(pool.map(lambda one: run(experiment, *one, args), experiment.runs()))
+    return 0 if all(finished) else 1
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Render the model cards, their index with its plot, and the README's table of weights, from the manifest.
+"""Render the model cards, their index, the page of results and the README's tables, from the manifest and the logs.
 
     python scripts/model_cards.py               # write what has changed
     python scripts/model_cards.py --check       # change nothing; fail where a file differs from the manifest
@@ -14,10 +14,10 @@ import textwrap
 from pathlib import Path
 
 import performance
+import results
 import timm
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from pictures import is_stale, save
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg, model_entrypoint
 
@@ -25,7 +25,6 @@ from timm_attn.weights import Weight, weights
 
 ROOT = Path(__file__).parent.parent
 CARDS = ROOT / 'model_cards'
-PLOT = CARDS / 'cifar10.png'
 README_MARK = r'(<!-- {0}: written by scripts/model_cards.py -->\n).*?(<!-- end of {0} -->)'
 KINDS = dict(
     authors="the authors' own", warm_start='warm start, not fine-tuned', trained='trained here', untrained='none'
@@ -330,39 +329,10 @@ Rendered by `python scripts/model_cards.py` from `timm_attn/weights/manifest.jso
 backbone's figure until it is fine-tuned.
 
 {weights_table(rows, links='')}
+
+What the attentions were worth under equal recipes: [RESULTS.md](RESULTS.md).
 """
-    small = [w for w in rows if w.seeds]
-    if small:
-        settings = sorted({w.throughput['setting'] for w in small if w.throughput})
-        text += f"""
-## Six networks on CIFAR-10
-
-ResNet-20, plain and with each attention, under one recipe (`{small[0].recipe}`) and the same seeds. Top-1 on the 10,000
-test images after the last epoch; spread is largest less smallest.
-
-{_seeds_table(small)}
-
-![Top-1 against multiply-adds and against throughput](cifar10.png)
-"""
-        if settings:
-            text += f'\nThroughput: inference, {"; ".join(settings)}.\n'
     return text + f'\n## Speed\n\n{performance.section("")}\n'
-
-
-def _seeds_table(rows: list[Weight]) -> str:
-    seeds = sorted({s for w in rows for s in w.seeds})
-    lines = [
-        '| network | parameters | GMACs | ' + ' | '.join(f'seed {s}' for s in seeds) + ' | mean | spread '
-        '| throughput relative to plain |',
-        '|---|---|---|' + '---|' * len(seeds) + '---|---|---|',
-    ]
-    for w in rows:
-        mean, spread = seed_statistics(w)
-        values = ' | '.join(f'{w.seeds[s]:.2f}' if s in w.seeds else '-' for s in seeds)
-        speed = f'{w.throughput["relative"]:.2f}' if w.throughput else '-'
-        spread_cell = f'{spread:.2f}' if len(w.seeds) > 1 else '-'
-        lines.append(f'| {w.arch} | {w.params} | {w.gmacs:.4f} | {values} | {mean:.2f} | {spread_cell} | {speed} |')
-    return '\n'.join(lines)
 
 
 def render_readme() -> str:
@@ -381,49 +351,10 @@ def render_readme() -> str:
     return readme
 
 
-def plot_data() -> list[dict]:
-    """What the plot shows: one point a network."""
-    return [
-        dict(
-            name=w.arch.removesuffix('_resnet20_cifar').removesuffix('resnet20_cifar') or 'plain',
-            gmacs=w.gmacs,
-            relative=(w.throughput or {}).get('relative'),
-            top1=list(w.seeds.values()),
-        )
-        for w in weights().values()
-        if w.seeds
-    ]
-
-
-def write_plot(data: list[dict]) -> None:
-    """Draw top-1 against cost."""
-
-    def draw(plt):
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout='constrained')
-        for axis, key, label in (
-            (axes[0], 'gmacs', 'GMACs'),
-            (axes[1], 'relative', 'throughput, relative to the plain network'),
-        ):
-            for point in data:
-                if point[key] is None:
-                    continue
-                mean = sum(point['top1']) / len(point['top1'])
-                error = [[mean - min(point['top1'])], [max(point['top1']) - mean]]
-                axis.errorbar(point[key], mean, yerr=error, fmt='o', capsize=3)
-                axis.annotate(point['name'], (point[key], mean), xytext=(6, 4), textcoords='offset points')
-            axis.set_xlabel(label)
-            axis.grid(alpha=0.3)
-        axes[0].set_ylabel('CIFAR-10 top-1 (%), mean and range of the seeds')
-        figure.suptitle('ResNet-20 with each attention')
-        return figure
-
-    save(PLOT, data, draw)
-
-
 def stale_files() -> dict[Path, str | None]:
     """Files that differ from what the manifest renders, with the text they should have; None: is no card any more."""
     wanted = {CARDS / f'{w.name}.md': render_card(w) for w in weights().values() if w.kind != 'untrained'}
-    wanted |= {CARDS / 'README.md': render_index(), ROOT / 'README.md': render_readme()}
+    wanted |= {CARDS / 'README.md': render_index(), results.PAGE: results.page(), ROOT / 'README.md': render_readme()}
     stale: dict[Path, str | None] = {
         path: text for path, text in wanted.items() if not path.exists() or path.read_text(encoding='utf-8') != text
     }
@@ -432,7 +363,7 @@ def stale_files() -> dict[Path, str | None]:
 
 def stale_plots() -> list[Path]:
     """Plots that show other data than the manifest and the benchmark hold."""
-    return [PLOT] * is_stale(PLOT, plot_data()) + [performance.PLOT] * performance.plot_is_stale()
+    return results.stale_plots() + [performance.PLOT] * performance.plot_is_stale()
 
 
 def main() -> int:
@@ -455,10 +386,10 @@ def main() -> int:
             path.write_text(text, encoding='utf-8')
         print(path.relative_to(ROOT))
     for path in stale_plots():
-        if path == PLOT:
-            write_plot(plot_data())
-        else:
+        if path == performance.PLOT:
             performance.write_plot()
+        else:
+            results.write_plot(path)
         print(path.relative_to(ROOT))
     return 0
 

@@ -92,7 +92,8 @@ def test_every_option_at_once(model, data):
     torch.save(timm.create_model(model, num_classes=5).state_dict(), 'five.pth')
     options = [
         '--pretrained-path', 'five.pth', '--amp', '--channels-last', '--grad-checkpointing', '--model-ema',
-        '--drop', 0.1, '--drop-path', 0.1, '--clip-grad', 1, '--torchcompile', 'aot_eager', '--mixup', 0.1, '--cutmix', 0.5, '--aa',
+        '--drop', 0.1, '--drop-path', 0.1, '--clip-grad', 1,
+        '--torchcompile', 'aot_eager', '--mixup', 0.1, '--cutmix', 0.5, '--aa',
         'rand-m5', '--opt', 'nesterov', '--sched', 'step', '--no-sched-on-updates', '--checkpoint-hist', 2,
     ]  # fmt: skip
     small = [model if arg == 'csa_resnet20_cifar' else arg for arg in SMALL]

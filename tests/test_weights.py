@@ -215,14 +215,3 @@ def test_accuracy_is_measured_with_the_right_classes(cifar10, tmp_path):
     (tmp_path / 'test' / 'cat').symlink_to(cifar10 / 'test' / 'cat')
     with pytest.raises(ValueError, match='not the classes'):
         measure_weights.measure_top1(model, tmp_path)
-
-
-def test_the_plot_knows_its_data(tmp_path, monkeypatch):
-    points = [dict(name=n, gmacs=g, relative=s, top1=[80.0, 81.0]) for n, g, s in (('a', 1, 2), ('b', 2, None))]
-    monkeypatch.setattr(model_cards, 'PLOT', tmp_path / 'plot.png')
-    monkeypatch.setattr(model_cards, 'plot_data', lambda: points)
-    assert model_cards.stale_plots()
-    model_cards.write_plot(points)
-    assert not model_cards.stale_plots()
-    points[0]['top1'] = [80.0, 82.0]
-    assert model_cards.stale_plots()

@@ -68,7 +68,7 @@ def _finetune(args: argparse.Namespace, options: dict, device: torch.device) -> 
         other = sorted(set(before) ^ set(classes))
         raise FinetuneError(
             f'The run in {args.resume} has {len(before)} classes, {args.data_dir} has {len(classes)}; they differ in '
-            f'{", ".join(other[:5])}{" and more" if len(other) > 5 else ""}. Name the folder of that run, or begin anew.'
+            f'{", ".join(other[:5])}{" and more" if len(other) > 5 else ""}. Name the folder of that run or begin anew.'
         )
     options |= dict(class_names=classes, num_classes=len(classes), resume=None, config=None)
     held_out = 'held out' if train.reader.root == val.reader.root else val.reader.root
@@ -161,7 +161,7 @@ def _loaders(args, model, train, val, device):
     shared = dict(
         input_size=config['input_size'], mean=config['mean'], std=config['std'], interpolation=config['interpolation'],
         num_workers=args.workers, distributed=args.distributed, pin_memory=device.type == 'cuda', device=device,
-        persistent_workers=False,  # their random numbers would go on over the epochs; a resumed run could not repeat that
+        persistent_workers=False,  # else random numbers go on over the epochs, as no resumed run could repeat
     )  # fmt: skip
     collate = FastCollateMixup(args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=model.num_classes)
     loader = create_loader(

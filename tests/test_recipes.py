@@ -1,0 +1,114 @@
+"""Every recipe is one that timm's train.py takes, and says where it comes from."""
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+from PIL import Image
+from timm.optim import create_optimizer_v2, list_optimizers
+from train_options import SCRIPTS, options_of, parser_of, recorded
+
+from timm_attn.finetune_options import add_arguments
+from timm_attn.models import zoo_models
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / 'scripts' / 'recipes').glob('*.yaml'))
+TYPES = dict(flag=bool, dict=dict, str=str, int=int, float=(int, float))
+
+
+@pytest.fixture(scope='module')
+def options():
+    if SCRIPTS:
+        return options_of(parser_of(Path(SCRIPTS) / 'train.py'))
+    return recorded()['options']
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_one_that_train_py_takes(path, options):
+    recipe = yaml.safe_load(path.read_text())
+    assert set(recipe) <= set(options)
+    for key, value in recipe.items():
+        kind = options[key]
+        values = value if isinstance(kind, list) else [value]
+        assert isinstance(values, list), key
+        for one in values:
+            assert isinstance(one, TYPES[kind[0] if isinstance(kind, list) else kind]), (key, value)
+            assert kind == 'flag' or not isinstance(one, bool), (key, value)
+    if SCRIPTS:
+        parser = parser_of(Path(SCRIPTS) / 'train.py')
+        parser.set_defaults(**recipe)
+        assert vars(parser.parse_args([])).items() >= recipe.items()
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_recipe_names_what_exists_and_tells_its_origin(path):
+    text = path.read_text()
+    header = ' '.join(line.removeprefix('#').strip() for line in text.splitlines() if line.startswith('#'))
+    for part in (
+        '--device-modules timm_attn',
+        f'scripts/recipes/{path.name}',
+        'Source:',
+        'Hardware assumed:',
+        'Expected',
+    ):
+        assert part in header, part
+    recipe = yaml.safe_load(text)
+    assert recipe['model'] in zoo_models()
+    for name in re.findall(r'--model (\w+)', header):
+        assert timm.is_model(name), name
+    assert recipe['opt'] in list_optimizers()
+    model = timm.create_model(recipe['model'], **recipe.get('model_kwargs', {}))
+    create_optimizer_v2(
+        model, recipe['opt'], recipe['lr'], layer_decay=recipe.get('layer_decay'), **recipe.get('opt_kwargs', {})
+    )
+
+
+def test_plain_sgd_decays_norms_too():
+    recipe = yaml.safe_load((ROOT / 'scripts/recipes/csa_resnet_in1k.yaml').read_text())
+    model = timm.create_model('csa_resnet18')
+    groups = create_optimizer_v2(
+        model, recipe['opt'], 0.1, recipe['weight_decay'], recipe['momentum'], **recipe['opt_kwargs']
+    ).param_groups
+    assert {(g['weight_decay'], g['momentum'], g['nesterov']) for g in groups} == {(1e-4, 0.9, True)}
+
+
+def test_finetune_speaks_train_py(options):
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    own = {action.dest for action in parser._actions}
+    assert own - set(options) == {'config', 'val_fraction'}  # train.py parses --config before all others
+    recipe = yaml.safe_load((ROOT / 'scripts/recipes/finetune.yaml').read_text())
+    defaults = vars(parser.parse_args([]))
+    assert {key: defaults[key] for key in recipe if key != 'amp'} == {k: v for k, v in recipe.items() if k != 'amp'}
+
+
+@pytest.mark.skipif(not SCRIPTS, reason="needs timm's scripts: TIMM_SCRIPTS=path/to/pytorch-image-models")
+def test_record_is_of_this_script():
+    assert recorded()['options'].items() <= options_of(parser_of(Path(SCRIPTS) / 'train.py')).items()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SCRIPTS, reason="needs timm's scripts: TIMM_SCRIPTS=path/to/pytorch-image-models")
+@pytest.mark.parametrize('recipe', ['finetune', 'tune_attention'])
+def test_train_py_runs_a_recipe(recipe, tmp_path):
+    for split in ('train', 'val'):
+        for name, colour in dict(dark=40, light=200).items():
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(8):
+                Image.effect_noise((32, 32), 30).point(lambda v, c=colour: (v + c) // 2).save(
+                    tmp_path / split / name / f'{i}.png'
+                )
+    command = [
+        sys.executable, Path(SCRIPTS) / 'train.py', '--config', ROOT / f'scripts/recipes/{recipe}.yaml',
+        '--device-modules', 'timm_attn', '--model', 'csa_resnet20_cifar', '--num-classes', '2', '--data-dir', tmp_path,
+        '--device', 'cpu', '--amp-dtype', 'bfloat16', '--epochs', '1', '-b', '8', '-j', '1',
+        '--output', tmp_path / 'out',
+    ]  # fmt: skip
+    done = subprocess.run([str(arg) for arg in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'Best metric' in done.stderr

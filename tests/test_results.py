@@ -1,0 +1,101 @@
+"""The comparisons' runner and the page that is rendered from its logs."""
+
+import dataclasses
+import json
+import sys
+
+import evidence
+import pytest
+import results
+
+TRAIN = """
+import csv, json, os, sys
+args = sys.argv[1:]
+folder = os.path.join(args[args.index('--output') + 1], args[args.index('--experiment') + 1])
+model, seed = args[args.index('--model') + 1], int(args[args.index('--seed') + 1])
+json.dump(args, open(os.path.join(folder, 'args.json'), 'w'))
+crash = os.path.exists('crash-' + model) and '--resume' not in args
+with open(os.path.join(folder, 'summary.csv'), 'w') as file:
+    rows = csv.writer(file)
+    rows.writerow(['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'lr'])
+    for epoch in range(1 if crash else 30):
+        rows.writerow([epoch, 1, 1, 50 + seed + 10 * model.startswith('se_') + 9 * ('--pretrained' in args), 0.1])
+open(os.path.join(folder, 'last.pth.tar'), 'w').close()
+sys.exit(crash)
+"""
+
+
+@pytest.fixture
+def flowers(tmp_path, monkeypatch):
+    """The comparison on flowers, with fewer networks, its logs elsewhere and a train.py that writes them at once."""
+    monkeypatch.setattr(evidence, 'ROOT', tmp_path)
+    monkeypatch.setattr(evidence, 'LOGS', tmp_path / 'logs')
+    experiment = dataclasses.replace(
+        evidence.EXPERIMENTS['flowers12'], models=(('resnet20_cifar', 'se_resnet20_cifar', 'csa_resnet20_cifar'),)
+    )
+    monkeypatch.setitem(evidence.EXPERIMENTS, 'flowers12', experiment)
+    (tmp_path / 'train.py').write_text(TRAIN)
+    (tmp_path / 'flowers').mkdir()
+    command = ['evidence.py', 'flowers12', '--data-dir', str(tmp_path / 'flowers')]
+    command += [
+        '--train-script',
+        str(tmp_path / 'train.py'),
+        '--output',
+        str(tmp_path / 'runs'),
+        '--',
+        '--device',
+        'cpu',
+    ]
+    monkeypatch.setattr(sys, 'argv', command)
+    return tmp_path
+
+
+def test_runs_resume_and_are_not_repeated(flowers, capsys):
+    (flowers / 'crash-se_resnet20_cifar').touch()
+    assert evidence.main() == 1
+    out = capsys.readouterr().out
+    assert out.count('failed') == 6
+    assert len(list((flowers / 'logs').rglob('*.csv'))) == 12
+    assert evidence.main() == 0
+    out = capsys.readouterr().out
+    assert out.count('goes on') == 6
+    assert 'starts' not in out
+    commands = (flowers / 'logs' / 'flowers12' / 'commands.txt').read_text().splitlines()
+    assert len(commands) == 18
+    assert (
+        'python train.py --config scripts/recipes/flowers12_resnet20.yaml --device-modules timm_attn '
+        '--model csa_resnet20_cifar --seed 2 --pretrained --device cpu --data-dir flowers --output OUTPUT '
+        '--experiment csa_resnet20_cifar.cifar10.seed2'
+    ) in commands
+    assert not any(str(flowers) in command for command in commands)
+    assert '--resume' in json.loads((flowers / 'runs/se_resnet20_cifar.scratch.seed0/args.json').read_text())
+    assert evidence.main() == 0
+    assert capsys.readouterr().out == ''
+
+
+def test_page_and_plot_follow_the_logs(flowers, monkeypatch):
+    before = results.page()
+    assert 'Not run yet: Twelve flowers' in before
+    assert 'resnet20_cifar from cifar10' not in before
+    evidence.main()
+    page = results.page()
+    assert '| se_resnet20_cifar | 60.00 | 61.00 | 62.00 | 61.00 ± 1.00 | +10.00, higher |' in page
+    assert '| csa_resnet20_cifar | 59.00 | 60.00 | 61.00 | 60.00 ± 1.00 | +0.00, no clear difference |' in page
+    assert 'Not run yet: Twelve flowers' not in page
+    assert 'Not run yet: Imagenette' in page
+    plot = flowers / 'plot.png'
+    monkeypatch.setattr(results, 'PLOTS', {plot: results.PLOTS[results.PLOT]})
+    assert results.stale_plots() == [plot]
+    results.write_plot(plot)
+    assert results.stale_plots() == []
+    log = flowers / 'logs/flowers12/se_resnet20_cifar.scratch.seed0.csv'
+    log.write_text(log.read_text().replace(',60,', ',59,'))
+    assert results.stale_plots() == [plot]
+    log.unlink()
+    assert '| se_resnet20_cifar | - | 61.00 | 62.00 | 61.50 ± 0.71 | +10.50, higher |' in results.page()
+
+
+def test_only_differences_beyond_chance_are_called_so():
+    assert results.verdict([51.0, 52.0], [50.0, 51.0]) == '+1.00, no clear difference'
+    assert results.verdict([50.0, 50.1], [55.0, 55.1]) == '-5.00, lower'
+    assert results.verdict([90.0], [50.0, 51.0]) == '+39.50, one seed'
