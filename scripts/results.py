@@ -102,8 +102,8 @@ def page() -> str:
 
 What the attentions were worth where everything else was equal: one recipe for all networks, several seeds, top-1 on the
 test images after the last epoch, no epoch chosen. Rendered by `python scripts/model_cards.py` from the logs in
-`scripts/recipes/logs`. ± is the standard deviation over the seeds; *higher* and *lower* stand where a t-test (95 %) tells
-the difference to the plain network from chance. With two or three seeds, only large differences are.
+`scripts/recipes/logs`. ± is the standard deviation over the seeds; *higher* and *lower* stand where a t-test (95 %)
+tells the difference to the plain network from chance. With two or three seeds, only large differences are.
 
 ## CIFAR-10 from scratch
 

@@ -12,10 +12,12 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from timm.layers.coord_attn import CoordAttn
 from timm.models import get_pretrained_cfg, group_parameters
+from timm.optim import create_optimizer_v2
 
 from timm_attn.layers import CSA, SCSA
 from timm_attn.models import zoo_models
 from timm_attn.models._staged import StagedNet
+from timm_attn.warm_start import attention_keys
 
 MODELS = zoo_models()
 BACKBONES = [m for m in MODELS if not m.endswith('_cifar')]  # made for ImageNet: total stride 32
@@ -303,6 +305,45 @@ def test_for_optimisers(name):
         assert groups.keys() == {k for k, _ in model.named_parameters()}
         assert len(set(groups.values())) > 3
     assert set(model.no_weight_decay()) <= {k for k, _ in model.named_parameters()}
+    # where the learning rate falls with depth, it stays whole for the attention, as for the classifier
+    groups = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    attention = attention_keys(model) & groups.keys()
+    assert all(groups[key] == max(groups.values()) for key in attention)
+    others = {key: group for key, group in groups.items() if key not in attention}
+    assert [key for key, group in others.items() if group == max(groups.values())][-2:] == list(others)[-2:]
+    assert len(set(others.values())) > 5
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_parts_can_be_trained_alone(name):
+    free = timm.create_model(name, num_classes=3)
+    attention = attention_keys(free)
+    if not attention:
+        with pytest.raises(ValueError, match='no attention'):
+            timm.create_model(name, trainable='attention')
+    model = timm.create_model(name, num_classes=3, trainable='attention,head' if attention else ['head'])
+    head = free.pretrained_cfg['classifier']
+    parts = attention | {f'{head}.weight', f'{head}.bias'}
+    assert {k for k, p in model.named_parameters() if p.requires_grad} == parts & dict(free.named_parameters()).keys()
+    model.load_state_dict(wake_up(free).state_dict())
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    images = small_image(name, 4)
+    torch.testing.assert_close(model.eval()(images), free.eval()(images), rtol=1e-4, atol=1e-4)
+    optimizer = create_optimizer_v2(model, 'sgd', lr=0.1)
+    torch.nn.functional.cross_entropy(model.train()(images), torch.tensor([0, 1, 2, 0])).backward()
+    optimizer.step()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed
+    assert changed <= parts
+    free.load_state_dict(model.state_dict())  # the same weights, where all of it can be trained
+
+
+def test_unknown_parts_are_refused():
+    for trainable in ('neck', '', 'attention, head', []):
+        with pytest.raises(ValueError, match="choose 'attention', 'head' or 'attention,head'"):
+            timm.create_model('csa_resnet18', trainable=trainable)
+    features = timm.create_model('csa_resnet18', features_only=True, trainable='attention')
+    assert {k.split('.')[-3] for k, p in features.named_parameters() if p.requires_grad} == {'se'}
 
 
 @pytest.mark.parametrize('name', MODELS)

@@ -15,7 +15,7 @@ folder = os.path.join(args[args.index('--output') + 1], args[args.index('--exper
 model, seed = args[args.index('--model') + 1], int(args[args.index('--seed') + 1])
 json.dump(args, open(os.path.join(folder, 'args.json'), 'w'))
 crash = os.path.exists('crash-' + model) and '--resume' not in args
-with open(os.path.join(folder, 'summary.csv'), 'w') as file:
+with open(os.path.join(folder, 'summary.csv'), 'a') as file:
     rows = csv.writer(file)
     rows.writerow(['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'lr'])
     for epoch in range(1 if crash else 30):

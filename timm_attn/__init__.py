@@ -3,5 +3,5 @@
 from . import models
 from .optimize import optimize
 
-__version__ = '0.3.0'
+__version__ = '0.4.0'
 __all__ = ['models', 'optimize']

@@ -8,13 +8,17 @@ from pathlib import Path
 def read_summary(path: Path) -> list[dict[str, float]]:
     """Rows of a log, one an epoch; none where there is no log yet.
 
+    Where timm's train.py was resumed, it wrote the header again, and maybe an epoch: the later row counts.
+
     Args:
         path: The ``summary.csv``.
     """
     if not path.exists():
         return []
     with path.open(newline='') as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        rows = [row for row in csv.DictReader(file) if row['epoch'] != 'epoch']
+    by_epoch = {row['epoch']: {key: float(value) for key, value in row.items()} for row in rows}
+    return sorted(by_epoch.values(), key=lambda row: row['epoch'])
 
 
 def cut_summary(path: Path, epochs: int) -> list[dict[str, float]]:
