@@ -35,7 +35,6 @@ from safetensors.torch import load_file, save_file
 from model_cards import render_card
 from timm_attn.download import DownloadError, explain, is_from_the_hub
 from timm_attn.export import export_run, whole_folder
-from timm_attn.pretrained import CheckpointError
 from timm_attn.weights import Weight, bundled, weights
 
 FILES = ('model.safetensors', 'config.json', 'README.md', 'test_io.safetensors')
@@ -336,7 +335,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         else:
             failed = run_all(lambda w: check(w, args.org), args.only)
-    except (ReleaseError, CheckpointError, OSError, ValueError) as e:
+    except (ReleaseError, OSError, RuntimeError, ValueError) as e:
         print(f'error: {e}', file=sys.stderr)
         return 2
     return 1 if failed else 0

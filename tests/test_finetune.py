@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+import release
 import timm
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from timm.data import create_dataset, create_transform, resolve_data_config
+from timm.data import create_transform, resolve_data_config
+from timm.utils import CheckpointSaver
 
 from timm_attn import finetune as finetuning
 from timm_attn.__main__ import main
@@ -270,6 +272,62 @@ def test_loss_that_is_not_finite_stops_the_run(data, capsys):
     assert 'smaller --lr' in capsys.readouterr().err
 
 
+@pytest.fixture
+def train_py_run(data):
+    """What timm's train.py leaves behind."""
+    model = timm.create_model('scsa_resnet20_cifar', num_classes=3)
+    options = dict(
+        model='scsa_resnet20_cifar', num_classes=3, data_dir='data', dataset='', class_map='', train_split='train',
+        input_size=[3, 48, 48], img_size=None, in_chans=None, gp=None, crop_pct=0.9, model_kwargs=dict(trainable='head'),
+    )  # fmt: skip
+    Path('run').mkdir()
+    Path('run/args.yaml').write_text(yaml.safe_dump(options))
+    saver = CheckpointSaver(
+        model, torch.optim.SGD(model.parameters()), argparse.Namespace(**options), checkpoint_dir='run'
+    )
+    saver.save_checkpoint(0, metric=50.0)
+    return model
+
+
+def test_a_run_of_train_py_becomes_a_folder(train_py_run, capsys):
+    assert release.main(['export', 'run', 'mine']) == 0
+    assert capsys.readouterr().out == 'mine: 3 classes, with names\n'
+    model = timm.create_model('local-dir:mine', pretrained=True)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in train_py_run.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+    cfg = model.pretrained_cfg
+    assert (cfg['label_names'], cfg['crop_pct'], tuple(cfg['input_size'])) == (
+        ['blue', 'green', 'red'],
+        0.9,
+        (3, 48, 48),
+    )
+
+    shutil.rmtree('data')
+    assert release.main(['export', 'run', 'nameless']) == 0
+    assert 'without (see --labels)' in capsys.readouterr().out
+    Path('labels.txt').write_text('b\ng\nr\n')
+    assert release.main(['export', 'run', 'named', '--labels', 'labels.txt']) == 0
+    assert timm.create_model('local-dir:named', pretrained=True).pretrained_cfg['label_names'] == ['b', 'g', 'r']
+
+
+def test_export_refuses(train_py_run, capsys):
+    Path('labels.txt').write_text('b\ng\n')
+    Path('mine').mkdir()
+    Path('run/half.pth.tar').write_bytes(Path('run/last.pth.tar').read_bytes()[:-9000])
+    for args, message in (
+        (('run', 'mine'), 'exists'),
+        (('data', 'out'), 'no args.yaml'),
+        (('run', 'out', '--checkpoint', 'best.pth.tar'), 'no best.pth.tar'),
+        (('run', 'out', '--checkpoint', 'half.pth.tar'), 'half.pth.tar'),
+        (('run', 'out', '--labels', 'labels.txt'), '2 names were given for 3 classes'),
+        (('run', 'out', '--labels', 'absent.txt'), 'absent.txt'),
+    ):
+        assert release.main(['export', *args]) == 2, args
+        assert message in capsys.readouterr().err
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ['data', 'labels.txt', 'mine', 'run']
+    assert list(Path('mine').iterdir()) == []
+
+
 @pytest.mark.slow
 def test_two_processes_train_like_one_with_twice_the_batch(data):
     args = ('data', *SMALL[:2], '-j', 0, '--epochs', 5, '--lr', 0.005, '--output', 'runs')
@@ -281,7 +339,3 @@ def test_two_processes_train_like_one_with_twice_the_batch(data):
         assert b['train_loss'] == pytest.approx(a['train_loss'], abs=0.25)
     assert two[-1]['train_loss'] < two[0]['train_loss'] - 0.2
     assert two[-1]['eval_top1'] > 80
-    model = timm.create_model('local-dir:runs/two/model', pretrained=True).eval()
-    dataset = create_dataset('', 'data')
-    assert len(dataset) == 48
-    assert model.num_classes == 3

@@ -12,6 +12,8 @@ from timm.data import create_dataset, resolve_data_config
 from timm.models import load_checkpoint, save_for_hf
 from torch import nn
 
+from .pretrained import explain_unreadable
+
 _OF_THE_SOURCE = (
     'url', 'file', 'hf_hub_id', 'hf_hub_filename', 'source', 'tag', 'origin_url', 'paper_ids', 'notes', 'license',
     'test_input_size', 'test_crop_pct', 'label_names', 'label_descriptions',
@@ -59,7 +61,7 @@ def export_run(
 
     Raises:
         ValueError: If ``run`` is no such folder, or the names do not fit the classes.
-        CheckpointError: If the checkpoint does not fit the model.
+        CheckpointError: If the checkpoint cannot be read or does not fit the model.
     """
     run, folder = Path(run), Path(folder)
     for file in ('args.yaml', checkpoint):
@@ -71,7 +73,11 @@ def export_run(
     options = dict(in_chans=args.get('in_chans'), global_pool=args.get('gp'))
     model_args |= {k: v for k, v in options.items() if v is not None}
     model = timm.create_model(args['model'], num_classes=args.get('num_classes'), **model_args).eval()
-    load_checkpoint(model, str(run / checkpoint), use_ema=True)
+    try:
+        load_checkpoint(model, str(run / checkpoint), use_ema=True)
+    except Exception:
+        explain_unreadable(str(run / checkpoint))
+        raise
     if label_names and len(label_names) != model.num_classes:
         raise ValueError(f'{len(label_names)} names were given for {model.num_classes} classes.')
     label_names = label_names or args.get('class_names') or _classes_of_folder(args, model.num_classes)
