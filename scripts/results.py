@@ -23,13 +23,13 @@ _T = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
 
 
 def runs_of(experiment: Experiment, family: tuple[str, ...], start: str) -> Runs:
-    """Results of the runs that are finished."""
+    """Results of the runs that are finished; none while the plain backbone, to compare with, is not among them."""
     logs = {model: {seed: experiment.log(model, start, seed) for seed in experiment.seeds} for model in family}
     done = {
         model: {s: read_summary(log)[-1]['eval_top1'] for s, log in logs.items() if is_finished(log, experiment.epochs)}
         for model, logs in logs.items()
     }
-    return {model: top1 for model, top1 in done.items() if top1}
+    return {model: top1 for model, top1 in done.items() if top1} if done[family[0]] else {}
 
 
 def cifar_runs() -> Runs:

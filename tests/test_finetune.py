@@ -157,6 +157,32 @@ def test_killed_run_ends_as_if_it_had_not_been(data):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+def test_stopped_at_any_point_of_saving(data, monkeypatch):
+    """Between the log, the checkpoint, its name, its copy in the history and the best one, in the first epoch too."""
+    args = ('data', *SMALL[:-1], 'whole', '--epochs', 2, '--lr', '0.005')
+    assert finetune(*args) == 0
+    points = [('save_checkpoint', 0), *[(name, n) for name in ('_replace', '_duplicate') for n in range(2)]]
+    for name, n in [*points, ('_duplicate', 3), ('_replace', 'done')]:
+        run = f'{name}{n}'
+        real, calls = getattr(CheckpointSaver, name), []
+
+        def stop(self, *args, real=real, calls=calls, n=n, **kwargs):
+            calls.append(args)
+            if n == 'done':  # the name is gone, and the new one is not there yet
+                os.unlink(args[1]) if os.path.exists(args[1]) else None
+            if len(calls) == (2 if n == 'done' else n + 1):
+                raise KeyboardInterrupt
+            return real(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(CheckpointSaver, name, stop)
+            assert finetune(*args[:-5], run, *args[-4:]) == 2
+        assert finetune('--resume', f'runs/{run}') == 0, run
+        assert read_summary(Path(f'runs/{run}/summary.csv')) == read_summary(Path('runs/whole/summary.csv')), run
+        whole, resumed = weights('runs/whole'), weights(f'runs/{run}')
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole), run
+
+
 def test_resume_refuses_what_does_not_belong(data, capsys):
     assert finetune('data', *SMALL, '--epochs', 1) == 0
     before = {path: path.read_bytes() for path in Path('runs/run').rglob('*') if path.is_file()}
@@ -171,7 +197,9 @@ def test_resume_refuses_what_does_not_belong(data, capsys):
         (('--resume', 'data'), 'no args.yaml'),
         (('--resume', 'runs/bare', '--epochs', '2'), 'cannot be used'),
         (('data', *SMALL), 'holds a run already'),
-        (('--resume', 'runs/run', '--model', 'se_resnet20_cifar', '--epochs', '2'), 'cannot be used'),
+        (('--resume', 'runs/run', '--model', 'se_resnet20_cifar'), 'has model: csa_resnet20_cifar'),
+        (('--resume', 'runs/run', '--lr', '0.1'), 'has lr: 0.0005'),
+        (('--resume', 'runs/run', '--model-kwargs', 'foo=1'), 'Begin a new one'),
     ):
         assert finetune(*args) == 2
         assert message in capsys.readouterr().err
@@ -202,14 +230,20 @@ def test_full_disk(data, capsys, monkeypatch):
     assert [row['epoch'] for row in read_summary(Path('runs/run/summary.csv'))] == [0, 1]
 
 
-def test_broken_images_are_named_and_cost_nothing_else(data, caplog):
-    Path('data/red/page.jpg').write_text('<html>not found</html>')
-    for path in ('data/blue/2.jpg', 'data/green/5.jpg'):  # cut off in the middle: seen only when they are decoded
-        Path(path).write_bytes(Path(path).read_bytes()[:700])
+def test_broken_images_are_named_and_left_out(data, caplog, capsys):
+    broken = [Path('data/red/page.jpg'), Path('data/blue/2.jpg'), Path('data/green/5.png'), Path('data/green/6.webp')]
+    broken[0].write_text('<html>not found</html>')
+    broken[1].write_bytes(broken[1].read_bytes()[:700])
+    noise = Image.effect_noise((300, 300), 90)
+    noise.save(broken[2])
+    damaged = bytearray(broken[2].read_bytes())
+    second = damaged.index(b'IDAT', damaged.index(b'IDAT') + 4)
+    damaged[second : second + 4] = b'\0\0\0\0'
+    broken[2].write_bytes(damaged)
+    noise.convert('RGB').save(broken[3])
     assert finetune('data', *SMALL, '--epochs', 1) == 0
-    assert 'page.jpg' in caplog.text
-    assert 'truncated' in caplog.text
-    assert len(read_summary(Path('runs/run/summary.csv'))) == 1
+    assert [str(path) in caplog.text for path in broken] == [True, True, True, False]
+    assert '39 images to train, 9 to validate' in capsys.readouterr().out
 
 
 BAD_DATA = {
@@ -219,8 +253,10 @@ BAD_DATA = {
     'one class': (lambda d: [shutil.rmtree(d / c) for c in ('red', 'blue')], "one class only, 'green'"),
     'class without images': (lambda d: (d / 'yellow').mkdir(), 'yellow, has no images'),
     'class of broken images': (lambda d: [p.write_text('') for p in (d / 'red').iterdir()], 'red, has no images'),
-    'loose image': (lambda d: shutil.copy(d / 'red' / '1.jpg', d), 'outside of the folders'),
+    'loose image': (lambda d: shutil.copy(d / 'red' / '1.jpg', d), 'does not lie directly in the folder of a class'),
+    'nested classes': (lambda d: shutil.copytree(d / 'red', d / 'blue' / 'day'), 'does not lie directly'),
     'hidden folder': (lambda d: shutil.copytree(d / 'red', d / '.checkpoints'), 'is hidden'),
+    'no share': (lambda d: None, 'no share of the images', '--val-fraction', '1.5'),
     'one image a class': (
         lambda d: [p.unlink() for p in d.rglob('*.jpg') if p.stem != '0'],
         'a single image of each class',
@@ -231,9 +267,9 @@ BAD_DATA = {
 
 @pytest.mark.parametrize('case', BAD_DATA)
 def test_bad_data_is_refused_before_anything_is_written(case, data, capsys):
-    spoil, message = BAD_DATA[case]
+    spoil, message, *options = BAD_DATA[case]
     spoil(data)
-    assert finetune('data', *SMALL) == 2
+    assert finetune('data', *SMALL, *options) == 2
     assert message in capsys.readouterr().err
     assert not Path('runs').exists()
 
@@ -248,14 +284,16 @@ def test_unknown_class_in_validation(data, capsys):
     assert "no folder 'test' for validation; it has: train, val" in capsys.readouterr().err
 
 
+PAPER = ROOT / 'scripts/recipes/csa_resnet_in1k.yaml'
 BAD_OPTIONS = {
     'no folder': ((), 'Name the folder'),
-    'unknown model': (('data', '--model', 'csa_resnet20_cifr'), 'csa_resnet20_cifar'),
-    'no weights': (('data', '--model', 'mbv2_ca_075'), 'No pretrained weights exist'),
-    'no config': (('data', '--config', 'absent.yaml'), 'absent.yaml'),
-    'other config': (('data', '--config', ROOT / 'scripts/recipes/csa_resnet_in1k.yaml'), "only timm's train.py knows"),
+    'unknown model': (('data', '--output', 'runs', '--model', 'csa_resnet20_cifr'), 'csa_resnet20_cifar'),
+    'no weights': (('data', '--output', 'runs', '--model', 'mbv2_ca_075'), 'No pretrained weights exist'),
+    'no config': (('data', *SMALL, '--config', 'absent.yaml'), 'absent.yaml'),
+    'other config': (('data', *SMALL, '--config', PAPER), "only timm's train.py knows"),
     'unknown part': (('data', *SMALL, '--model-kwargs', 'trainable=neck'), 'attention,head'),
-    'too many processes': (('data', *SMALL, '-b', '1'), 'too few'),
+    'unknown argument': (('data', *SMALL, '--model-kwargs', 'foo=1'), 'foo'),
+    'batch of one': (('data', *SMALL, '-b', '1'), '2 images or more'),
 }
 
 
@@ -264,6 +302,18 @@ def test_bad_options(case, data, capsys):
     args, message = BAD_OPTIONS[case]
     assert finetune(*args) == 2
     assert message in capsys.readouterr().err
+    assert not Path('runs').exists()
+
+
+def test_config_is_checked_like_options(data, capsys):
+    for text in ('', '- epochs'):
+        Path('my.yaml').write_text(text)
+        assert finetune('data', *SMALL, '--config', 'my.yaml') == 2
+        assert 'holds no options' in capsys.readouterr().err
+    Path('my.yaml').write_text('epochs: 0')
+    with pytest.raises(SystemExit, match='2'):
+        finetune('data', *SMALL, '--config', 'my.yaml')
+    assert 'not a number from 1 up' in capsys.readouterr().err
     assert not Path('runs').exists()
 
 
@@ -278,7 +328,8 @@ def train_py_run(data):
     model = timm.create_model('scsa_resnet20_cifar', num_classes=3)
     options = dict(
         model='scsa_resnet20_cifar', num_classes=3, data_dir='data', dataset='', class_map='', train_split='train',
-        input_size=[3, 48, 48], img_size=None, in_chans=None, gp=None, crop_pct=0.9, model_kwargs=dict(trainable='head'),
+        input_size=[3, 48, 48], img_size=None, in_chans=None, gp=None, crop_pct=0.9,
+        model_kwargs=dict(trainable='head'),
     )  # fmt: skip
     Path('run').mkdir()
     Path('run/args.yaml').write_text(yaml.safe_dump(options))

@@ -93,6 +93,10 @@ def test_page_and_plot_follow_the_logs(flowers, monkeypatch):
     assert results.stale_plots() == [plot]
     log.unlink()
     assert '| se_resnet20_cifar | - | 61.00 | 62.00 | 61.50 ± 0.71 | +10.50, higher |' in results.page()
+    for log in (flowers / 'logs/flowers12').glob('resnet20_cifar.scratch.*.csv'):
+        log.unlink()
+    assert 'resnet20_cifar from scratch' not in results.page()  # nothing to compare with
+    assert 'resnet20_cifar from cifar10' in results.page()
 
 
 def test_only_differences_beyond_chance_are_called_so():

@@ -8,7 +8,8 @@ from pathlib import Path
 def read_summary(path: Path) -> list[dict[str, float]]:
     """Rows of a log, one an epoch; none where there is no log yet.
 
-    Where timm's train.py was resumed, it wrote the header again, and maybe an epoch: the later row counts.
+    Where timm's train.py was resumed, it wrote the header again, and maybe an epoch: the later row counts. A row that
+    was cut off does not.
 
     Args:
         path: The ``summary.csv``.
@@ -16,7 +17,7 @@ def read_summary(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     with path.open(newline='') as file:
-        rows = [row for row in csv.DictReader(file) if row['epoch'] != 'epoch']
+        rows = [row for row in csv.DictReader(file) if row['epoch'] != 'epoch' and None not in row.values()]
     by_epoch = {row['epoch']: {key: float(value) for key, value in row.items()} for row in rows}
     return sorted(by_epoch.values(), key=lambda row: row['epoch'])
 
@@ -31,13 +32,17 @@ def cut_summary(path: Path, epochs: int) -> list[dict[str, float]]:
     Returns:
         The rows kept.
     """
-    rows = read_summary(path)
-    if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        part = path.with_suffix('.part')
-        part.write_text(''.join(lines[:1] + [line for line in lines[1:] if int(line.split(',')[0]) < epochs]))
-        os.replace(part, path)
-    return [row for row in rows if row['epoch'] < epochs]
+    rows = [row for row in read_summary(path) if row['epoch'] < epochs]
+    if not rows:
+        path.unlink(missing_ok=True)
+        return rows
+    part = path.with_suffix('.part')
+    with part.open('w', newline='') as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows({**row, 'epoch': int(row['epoch'])} for row in rows)
+    os.replace(part, path)
+    return rows
 
 
 def draw_curves(rows: list[dict[str, float]], path: Path, title: str) -> bool:

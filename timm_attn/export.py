@@ -87,6 +87,7 @@ def export_run(
     with whole_folder(folder) as part:
         model_config = {'label_names': list(label_names)} if label_names else None
         save_for_hf(model, part, model_config=model_config, model_args=model_args or None, safe_serialization=True)
+        timm.create_model(f'local-dir:{part}', pretrained=True)  # raises where the folder would not load
     return model
 
 

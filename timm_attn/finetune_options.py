@@ -1,6 +1,7 @@
 """Options of ``python -m timm_attn finetune``: timm's names, and the defaults of scripts/recipes/finetune.yaml."""
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -33,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '-b', '--batch-size', type=positive_int, default=64, metavar='N', help='images a step and process'
     )
-    group.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='processes that load images')
+    group.add_argument(
+        '-j', '--workers', type=int, default=min(4, os.cpu_count() or 1), metavar='N', help='load images'
+    )
     group = parser.add_argument_group('model')
     group.add_argument('--model', default='csa_resnet50', help="any model of timm, with this package's")
     group.add_argument('--pretrained', action=flag, default=True, help='begin with its weights')
@@ -60,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--momentum', type=float, default=0.9, help='momentum, where the optimiser has it')
     group.add_argument('--layer-decay', type=float, default=0.85, help='learning rate from block to block')
     group.add_argument('--clip-grad', type=float, metavar='NORM', help='clip gradients')
-    group.add_argument('--sched', default='cosine', metavar='NAME', help="any of timm's schedules")
+    group.add_argument('--sched', default='cosine', choices=('cosine', 'tanh', 'poly', 'step'), help='schedule')
     group.add_argument('--sched-on-updates', action=flag, default=True, help='change the learning rate every step')
     group.add_argument('--warmup-epochs', type=int, default=3, metavar='N', help='epochs of warm-up')
     group.add_argument('--warmup-lr', type=float, default=1e-6, help='where it begins')
@@ -82,6 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--checkpoint-hist', type=positive_int, default=1, metavar='N', help='best checkpoints to keep')
 
 
+_FIXED = ('model', 'model_kwargs', 'opt', 'lr', 'weight_decay', 'momentum', 'layer_decay')
+"""Options that a run keeps when it is resumed: they are part of what its checkpoints hold."""
+
+
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """Options from the run to be resumed, from ``--config`` and, before both, from the command line.
 
@@ -90,21 +97,40 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
         argv: The command line.
 
     Raises:
-        FinetuneError: If a file cannot be read or has other options.
+        FinetuneError: If a file cannot be read or has other options, or a run cannot be resumed with these options.
     """
     args = parser.parse_args(argv)
-    if args.resume and not Path(args.resume, 'args.yaml').is_file():
-        raise FinetuneError(f'{args.resume} is not the folder of a run: it has no args.yaml.')
-    for file in (args.resume and Path(args.resume) / 'args.yaml', args.config):
-        if file:
-            try:
-                values = yaml.safe_load(Path(file).read_text(encoding='utf-8'))
-            except (OSError, ValueError, yaml.YAMLError) as e:
-                raise FinetuneError(f'Cannot read the options in {file}: {e}') from e
-            unknown = sorted(set(values) - set(vars(args)) - {'class_names', 'num_classes'})
-            if unknown:
-                raise FinetuneError(f"{file} has options that only timm's train.py knows: {', '.join(unknown)}.")
-            parser.set_defaults(**values)
+    run = {}
+    if args.resume:
+        if not Path(args.resume, 'args.yaml').is_file():
+            raise FinetuneError(f'{args.resume} is not the folder of a run: it has no args.yaml.')
+        run = _read_options(Path(args.resume, 'args.yaml'), args)
+        parser.set_defaults(**run)
+    if args.config:
+        values = _read_options(Path(args.config), args)
+        # numbers as text, for argparse to check them as it does on the command line
+        parser.set_defaults(
+            **{k: str(v) if type(v) in (int, float) else v for k, v in values.items() if k not in _OF_A_RUN}
+        )
     args = parser.parse_args(argv)
+    for key in _FIXED:
+        if key in run and run[key] != getattr(args, key):
+            raise FinetuneError(f'The run in {args.resume} has {key}: {run[key]}. Begin a new one to change it.')
     del args.func
     return args
+
+
+_OF_A_RUN = ('class_names', 'num_classes', 'resume', 'config')
+
+
+def _read_options(file: Path, args: argparse.Namespace) -> dict:
+    try:
+        values = yaml.safe_load(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError, yaml.YAMLError) as e:
+        raise FinetuneError(f'Cannot read the options in {file}: {e}') from e
+    if not isinstance(values, dict):
+        raise FinetuneError(f'{file} holds no options: it takes lines such as "epochs: 20".')
+    unknown = sorted(set(values) - set(vars(args)) - set(_OF_A_RUN))
+    if unknown:
+        raise FinetuneError(f"{file} has options that only timm's train.py knows: {', '.join(unknown)}.")
+    return values

@@ -4,6 +4,7 @@ import logging
 import random
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -11,6 +12,7 @@ from timm.data import ImageDataset, create_dataset
 
 _logger = logging.getLogger(__name__)
 
+_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 _TRAIN = ('train', 'training')
 _VALIDATION = ('val', 'valid', 'validation', 'eval', 'evaluation')
 
@@ -25,7 +27,7 @@ def open_folder(
     """Find training and validation images, with the same classes in the same order.
 
     Without a folder for validation a part of the training images, the same one each time, is held out of every class.
-    Files that are no images are left out with a warning.
+    Files that cannot be read as images are left out with a warning.
 
     Args:
         root: ``root/train/<class>/*`` and ``root/val/<class>/*``, or ``root/<class>/*``.
@@ -61,7 +63,8 @@ def open_folder(
     if val_root:
         val = _read(val_root, classes)
     else:
-        val = create_dataset('', str(train_root), search_split=False)
+        val = copy(train)
+        val.reader = copy(train.reader)
         train.reader.samples, val.reader.samples = _hold_out(train.reader.samples, val_fraction, train_root)
     return train, val, classes
 
@@ -77,41 +80,45 @@ def _subfolders(root: Path) -> str:
 def _read(root: Path, classes: list[str] | None = None) -> ImageDataset:
     """Dataset of a folder that holds a folder of images for each class, in the order of ``classes`` if given."""
     try:
-        dataset = create_dataset('', str(root), search_split=False)
+        dataset = create_dataset('', str(root), search_split=False, input_key=';'.join(_EXTENSIONS))
     except RuntimeError:  # no file with the name of an image
         raise FolderError(
-            f'There are no images in {root}. It takes a folder of images for each class, such as '
-            f'{root / "daisy" / "1.jpg"}.'
+            f'There are no images in {root}. It takes a folder of images ({", ".join(_EXTENSIONS)}) for each class, '
+            f'such as {root / "daisy" / "1.jpg"}.'
         ) from None
+    reader = dataset.reader
+    for path, _ in reader.samples:
+        name, *inside = Path(path).relative_to(root).parts
+        if len(inside) != 1:  # timm would name the class after the innermost folder
+            raise FolderError(f'{path} does not lie directly in the folder of a class, {root / "<class>"}; move it.')
+        if name.startswith('.'):
+            raise FolderError(f'{root / name} is hidden and holds images, which would become a class; move it away.')
     if classes:
-        own = list(dataset.reader.class_to_idx)
+        own = list(reader.class_to_idx)
         unknown = [name for name in own if name not in classes]
         if unknown:
             raise FolderError(f'{root} has classes that are not among those for training: {", ".join(unknown)}.')
-        dataset.reader.samples = [(path, classes.index(own[i])) for path, i in dataset.reader.samples]
-        dataset.reader.class_to_idx = {name: i for i, name in enumerate(classes)}
-    dataset.reader.samples = _readable(dataset.reader.samples)
-    images = defaultdict(list)
-    for path, _ in dataset.reader.samples:
-        images[Path(path).relative_to(root).parts[0]].append(path)
-    loose = [path for name, paths in images.items() if not (root / name).is_dir() for path in paths]
-    if loose:
-        raise FolderError(f'{loose[0]} lies outside of the folders of classes; move it into one or away.')
+        reader.samples = [(path, classes.index(own[i])) for path, i in reader.samples]
+        reader.class_to_idx = {name: i for i, name in enumerate(classes)}
+    reader.samples = _readable(reader.samples)
+    filled = {Path(path).parent.name for path, _ in reader.samples}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if folder.name.startswith('.') and images[folder.name]:
-            raise FolderError(f'{folder} is hidden and holds images, which would become a class; move it away.')
-        if not folder.name.startswith('.') and not images[folder.name]:
-            raise FolderError(f'The folder of a class, {folder}, has no images; fill it or remove it.')
+        if not folder.name.startswith('.') and folder.name not in filled:
+            raise FolderError(
+                f'The folder of a class, {folder}, has no images ({", ".join(_EXTENSIONS)}) that can be read; fill it '
+                'or remove it.'
+            )
     return dataset
 
 
 def _readable(samples: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Leave out files that do not begin like an image; one that is cut off later on, timm skips with a warning."""
+    """Leave out files that cannot be decoded to their end; some versions of timm would stop at them, hours later."""
 
     def problem(sample):
         try:
-            with Image.open(sample[0]):
-                return None
+            with Image.open(sample[0]) as image:
+                image.draft('RGB', (32, 32))  # JPEG: all of the file, at an eighth of its size
+                image.load()
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
             return str(e) or type(e).__name__
 
