@@ -88,6 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 _FIXED = ('model', 'model_kwargs', 'opt', 'lr', 'weight_decay', 'momentum', 'layer_decay')
 """Options that a run keeps when it is resumed: they are part of what its checkpoints hold."""
 
+_OF_A_RUN = ('class_names', 'num_classes', 'resume', 'config')
+"""Entries of a run's ``args.yaml`` that are no options for another."""
+
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """Options from the run to be resumed, from ``--config`` and, before both, from the command line.
@@ -118,9 +121,6 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
             raise FinetuneError(f'The run in {args.resume} has {key}: {run[key]}. Begin a new one to change it.')
     del args.func
     return args
-
-
-_OF_A_RUN = ('class_names', 'num_classes', 'resume', 'config')
 
 
 def _read_options(file: Path, args: argparse.Namespace) -> dict:
