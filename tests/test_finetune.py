@@ -15,6 +15,7 @@ import release
 import timm
 import torch
 import yaml
+from packaging.version import Version
 from PIL import Image
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
@@ -94,10 +95,11 @@ def test_every_option_at_once(model, data):
     torch.save(timm.create_model(model, num_classes=5).state_dict(), 'five.pth')
     options = [
         '--pretrained-path', 'five.pth', '--amp', '--channels-last', '--grad-checkpointing', '--model-ema',
-        '--drop', 0.1, '--drop-path', 0.1, '--clip-grad', 1,
-        '--torchcompile', 'aot_eager', '--mixup', 0.1, '--cutmix', 0.5, '--aa',
+        '--drop', 0.1, '--drop-path', 0.1, '--clip-grad', 1, '--mixup', 0.1, '--cutmix', 0.5, '--aa',
         'rand-m5', '--opt', 'nesterov', '--sched', 'step', '--no-sched-on-updates', '--checkpoint-hist', 2,
     ]  # fmt: skip
+    if Version(torch.__version__) >= Version('2.5'):  # 2.4 fails to compile dropout inside recomputed blocks
+        options += ['--torchcompile', 'aot_eager']
     small = [model if arg == 'csa_resnet20_cifar' else arg for arg in SMALL]
     assert finetune('data', *small, *options, '--epochs', 2) == 0
     assert finetune('--resume', 'runs/run', '--epochs', 3) == 0
@@ -198,7 +200,7 @@ def test_resume_refuses_what_does_not_belong(data, capsys):
         (('--resume', 'runs/bare', '--epochs', '2'), 'cannot be used'),
         (('data', *SMALL), 'holds a run already'),
         (('--resume', 'runs/run', '--model', 'se_resnet20_cifar'), 'has model: csa_resnet20_cifar'),
-        (('--resume', 'runs/run', '--lr', '0.1'), 'has lr: 0.0005'),
+        (('--resume', 'runs/run', '--lr', '0.1'), 'has lr: 0.002'),
         (('--resume', 'runs/run', '--model-kwargs', 'foo=1'), 'Begin a new one'),
     ):
         assert finetune(*args) == 2

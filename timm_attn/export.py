@@ -1,5 +1,6 @@
 """A trained model as a folder that loads by ``local-dir:`` and, once it is pushed to the Hub, by ``hf-hub:``."""
 
+import argparse
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import timm
+import torch
 import yaml
 from timm.data import create_dataset, resolve_data_config
 from timm.models import load_checkpoint, save_for_hf
@@ -73,6 +75,7 @@ def export_run(
     options = dict(in_chans=args.get('in_chans'), global_pool=args.get('gp'))
     model_args |= {k: v for k, v in options.items() if v is not None}
     model = timm.create_model(args['model'], num_classes=args.get('num_classes'), **model_args).eval()
+    torch.serialization.add_safe_globals([argparse.Namespace])  # train.py saves its options with the weights
     try:
         load_checkpoint(model, str(run / checkpoint), use_ema=True)
     except Exception:
