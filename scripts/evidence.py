@@ -80,8 +80,8 @@ EXPERIMENTS = {
             name='flowers12',
             title='Twelve flowers',
             about='Oxford Flowers, 12 classes of 60 training and 20 test images, at 48 px, for 30 epochs in bfloat16: '
-            'from scratch, and from the CIFAR-10 weights of the same network. One run, csa_resnet20_cifar from scratch with '
-            'seed 0, was interrupted and resumed after epoch 20.',
+            'from scratch, and from the CIFAR-10 weights of the same network. One run, csa_resnet20_cifar from scratch '
+            'with seed 0, was interrupted and resumed after epoch 20.',
             recipe='flowers12_resnet20.yaml',
             models=(CIFAR_RESNETS,),
             starts={'scratch': (), 'cifar10': ('--pretrained',)},
