@@ -72,6 +72,16 @@ class Experiment:
         """Where the log of a run is kept."""
         return LOGS / self.name / f'{model}.{start}.seed{seed}.csv'
 
+    @property
+    def commands(self) -> Path:
+        """Where the commands of the runs are kept, one a line."""
+        return LOGS / self.name / 'commands.txt'
+
+    def resumed(self) -> list[str]:
+        """Names of the runs that were interrupted and went on."""
+        commands = map(shlex.split, read_lines(self.commands))
+        return sorted(words[words.index('--experiment') + 1] for words in commands if '--resume' in words)
+
 
 EXPERIMENTS = {
     e.name: e
@@ -80,8 +90,7 @@ EXPERIMENTS = {
             name='flowers12',
             title='Twelve flowers',
             about='Oxford Flowers, 12 classes of 60 training and 20 test images, at 48 px, for 30 epochs in bfloat16: '
-            'from scratch, and from the CIFAR-10 weights of the same network. One run, csa_resnet20_cifar from scratch '
-            'with seed 0, was interrupted and resumed after epoch 20.',
+            'from scratch, and from the CIFAR-10 weights of the same network.',
             recipe='flowers12_resnet20.yaml',
             models=(CIFAR_RESNETS,),
             starts={'scratch': (), 'cifar10': ('--pretrained',)},
@@ -101,6 +110,11 @@ EXPERIMENTS = {
         ),
     )
 }
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a file; none when there is no file."""
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def is_finished(log: Path, epochs: int) -> bool:
@@ -131,13 +145,17 @@ def run(experiment: Experiment, model: str, start: str, seed: int, args: argpars
         '--config', f'scripts/recipes/{experiment.recipe}', '--device-modules', 'timm_attn', '--model', model,
         '--seed', str(seed), *experiment.starts[start], *args.options,
     ]  # fmt: skip
-    last = folder / 'last.pth.tar'
-    resume = ['--resume', str(last)] if last.exists() else []
-    places = ['--data-dir', str(Path(args.data_dir).resolve()), '--output', str(folder.parent), '--experiment', name]
-    print(f'{name}: {"goes on" if resume else "starts"}', flush=True)
+    goes_on = (folder / 'last.pth.tar').exists()
+
+    def command(script: str, data_dir: str, output: str) -> list[str]:
+        resume = ['--resume', f'{output}/{name}/last.pth.tar'] if goes_on else []
+        return [script, *options, '--data-dir', data_dir, '--output', output, '--experiment', name, *resume]
+
+    print(f'{name}: {"goes on" if goes_on else "starts"}', flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / 'train.log').open('a') as output:
-        train = [sys.executable, str(Path(args.train_script).resolve()), *options, *places, *resume]
+        places = (str(Path(path).resolve()) for path in (args.train_script, args.data_dir, folder.parent))
+        train = [sys.executable, *command(*places)]
         status = subprocess.run(train, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT).returncode
     summary = folder / 'summary.csv'
     if status or not is_finished(summary, experiment.epochs):
@@ -145,12 +163,10 @@ def run(experiment: Experiment, model: str, start: str, seed: int, args: argpars
         return False
     log.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(summary, log)
-    places = ['--data-dir', Path(args.data_dir).name, '--output', 'OUTPUT', '--experiment', name]
-    command = shlex.join(['python', 'train.py', *options, *places])
+    kept = shlex.join(['python', *command('train.py', Path(args.data_dir).name, 'OUTPUT')])
     with _ONE_AT_A_TIME:
-        commands = log.parent / 'commands.txt'
-        known = commands.read_text().splitlines() if commands.exists() else []
-        commands.write_text('\n'.join(sorted({*known, command})) + '\n')
+        others = [line for line in read_lines(experiment.commands) if name not in shlex.split(line)]
+        experiment.commands.write_text('\n'.join(sorted([*others, kept])) + '\n')
     print(f'{name}: top-1 {read_summary(log)[-1]["eval_top1"]:.2f} %', flush=True)
     return True
 

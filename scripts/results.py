@@ -133,15 +133,14 @@ Throughput: inference, {'; '.join(settings)}.
             continue
         commands = f'scripts/recipes/logs/{experiment.name}/commands.txt'
         about = f'{experiment.about} Recipe: `scripts/recipes/{experiment.recipe}`; commands: `{commands}`.'
+        if resumed := experiment.resumed():
+            about += f' Interrupted and resumed: {", ".join(resumed)}.'
         text += f'\n## {experiment.title}\n\n{textwrap.fill(about, 120)}\n{sections}'
     if plot_data():
         text += '\n## All of it\n\n![Top-1 of each network, mean and range over the seeds](results.png)\n'
     for experiment in missing:
-        text += f"""
-## Not run yet: {experiment.title}
-
-{experiment.about} `python scripts/evidence.py {experiment.name} --data-dir DIR --train-script train.py` runs it.
-"""
+        command = f'python scripts/evidence.py {experiment.name} --data-dir DIR --train-script train.py'
+        text += f'\n## Not run yet: {experiment.title}\n\n{experiment.about} To run it: `{command}`.\n'
     return text
 
 

@@ -68,6 +68,9 @@ def test_runs_resume_and_are_not_repeated(flowers, capsys):
         '--experiment csa_resnet20_cifar.cifar10.seed2'
     ) in commands
     assert not any(str(flowers) in command for command in commands)
+    assert evidence.EXPERIMENTS['flowers12'].resumed() == [
+        f'se_resnet20_cifar.{start}.seed{seed}' for start in ('cifar10', 'scratch') for seed in range(3)
+    ]
     assert '--resume' in json.loads((flowers / 'runs/se_resnet20_cifar.scratch.seed0/args.json').read_text())
     assert evidence.main() == 0
     assert capsys.readouterr().out == ''
@@ -76,7 +79,7 @@ def test_runs_resume_and_are_not_repeated(flowers, capsys):
 def test_page_and_plot_follow_the_logs(flowers, monkeypatch):
     before = results.page()
     assert 'Not run yet: Twelve flowers' in before
-    assert 'resnet20_cifar from cifar10' not in before
+    assert '### resnet20_cifar from cifar10' not in before
     evidence.main()
     page = results.page()
     assert '| se_resnet20_cifar | 60.00 | 61.00 | 62.00 | 61.00 ± 1.00 | +10.00, higher |' in page
@@ -95,8 +98,8 @@ def test_page_and_plot_follow_the_logs(flowers, monkeypatch):
     assert '| se_resnet20_cifar | - | 61.00 | 62.00 | 61.50 ± 0.71 | +10.50, higher |' in results.page()
     for log in (flowers / 'logs/flowers12').glob('resnet20_cifar.scratch.*.csv'):
         log.unlink()
-    assert 'resnet20_cifar from scratch' not in results.page()  # nothing to compare with
-    assert 'resnet20_cifar from cifar10' in results.page()
+    assert '### resnet20_cifar from scratch' not in results.page()  # nothing to compare with
+    assert '### resnet20_cifar from cifar10' in results.page()
 
 
 def test_only_differences_beyond_chance_are_called_so():
