@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run the tests: bash scripts/test.sh [--all] [pytest arguments]. --all adds the heavier checks.
+# Run the tests: bash scripts/test.sh [--all] [pytest arguments]. --all adds the heavier checks. Two processes share the
+# tests; -n 8 takes more of them, -n 0 none beside pytest itself, as --pdb wants it.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 ensure_env demo,test
@@ -7,4 +8,4 @@ if [ "${1:-}" = --all ]; then
     shift
     set -- -m 'slow or not slow' "$@"
 fi
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest -n 2 --dist worksteal "$@"

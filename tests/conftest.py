@@ -3,6 +3,8 @@ import sys
 from pathlib import Path
 
 os.environ['HF_HUB_OFFLINE'] = '1'  # no test may depend on the network; read when huggingface_hub is imported
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ['OMP_NUM_THREADS'] = '1'  # several workers share the cores; read when torch is imported
 
 import pytest
 import torch

@@ -27,6 +27,7 @@ def test_every_model_has_a_reference_and_is_measured():
     assert {'resnet50', 'seresnet50', 'csa_resnet50 as printed'} <= measured
 
 
+@pytest.mark.slow
 def test_command(tmp_path, monkeypatch):
     output = tmp_path / 'folder' / 'benchmark.json'
     args = ('--models', 'csa_resnet20_cifar', '--turns', '1', '--no-layers', '--output', str(output))
@@ -72,7 +73,14 @@ def test_as_printed_is_the_same_model():
     assert any('forward' in vars(m) for m in printed.modules())
 
 
-def test_wrong_arguments(tmp_path):
+def test_wrong_arguments(tmp_path, monkeypatch, capsys):
+    def error(*args):
+        monkeypatch.setattr(sys, 'argv', ['benchmark.py', *args])
+        with pytest.raises(SystemExit) as stop:
+            benchmark.main()
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
     foreign = tmp_path / 'foreign.json'
     foreign.write_text('{"a": 1}')
     for args, message in (
@@ -81,9 +89,7 @@ def test_wrong_arguments(tmp_path):
         (('--output', str(tmp_path)), 'name another one'),
         (('--output', str(foreign), '--append'), 'name another one'),
     ):
-        done = run(*args)
-        assert done.returncode == 2
-        assert message in done.stderr
+        assert message in error(*args)
     assert foreign.read_text() == '{"a": 1}'
     if not torch.cuda.is_available():
-        assert 'CUDA' in run('--device', 'cuda').stderr
+        assert 'CUDA' in error('--device', 'cuda')

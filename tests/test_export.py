@@ -26,6 +26,11 @@ SMALLEST = {}
 for _name in sorted(MODELS, key=lambda n: -sum(p.numel() for p in timm.create_model(n, device='meta').parameters())):
     SMALLEST[model_entrypoint(_name).__module__] = _name
 every_model = pytest.mark.parametrize('model_and_image', MODELS, indirect=True)
+every_model_slowly = pytest.mark.parametrize(  # quickly only the smallest of each family
+    'model_and_image',
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in SMALLEST.values())) for name in MODELS],
+    indirect=True,
+)
 
 
 @every_model
@@ -46,7 +51,7 @@ def test_jit_trace(model_and_image):
         close(traced(x[:1]), expected[:1])
 
 
-@every_model
+@every_model_slowly
 def test_export(model_and_image):
     model, x, expected = model_and_image
     batch = torch.export.Dim('batch', min=1, max=64)
@@ -55,7 +60,7 @@ def test_export(model_and_image):
         close(program.module()(x[:1]), expected[:1])
 
 
-@every_model
+@every_model_slowly
 def test_compile_without_graph_breaks(model_and_image):
     model, x, expected = model_and_image
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')

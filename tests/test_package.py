@@ -1,10 +1,12 @@
 """The package as a whole: importing, torch.hub, the command line, the scripts' own claims."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 from timm.models import model_entrypoint
 
 import timm_attn
+from timm_attn.__main__ import main
 from timm_attn.models import zoo_models
 from timm_attn.summary import describe
 
@@ -30,9 +33,24 @@ def python(*args, cwd, env=None, check=True):
     return process
 
 
-def cli(*args, cwd, check=True, **env):
-    env = {'PYTHONPATH': str(ROOT), **env}
-    return python('-m', 'timm_attn', *args, cwd=cwd, env=env, check=check)
+def command(*args, cwd, check=True):
+    return python('-m', 'timm_attn', *args, cwd=cwd, env={'PYTHONPATH': str(ROOT)}, check=check)
+
+
+def cli(*args, cwd, check=True):
+    """Run the command line in this process: a new one spends seconds on imports."""
+    out, err, home = io.StringIO(), io.StringIO(), os.getcwd()
+    os.chdir(cwd)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            status = main(list(args))
+    except SystemExit as e:
+        status = e.code
+    finally:
+        os.chdir(home)
+    if check:
+        assert status == 0, err.getvalue()
+    return subprocess.CompletedProcess(args, status, out.getvalue(), err.getvalue())
 
 
 def test_import_is_quiet_cheap_and_touches_nothing(tmp_path):
@@ -285,9 +303,9 @@ def test_run_a_script(tmp_path):
     (tmp_path / 'scripts').mkdir()
     (tmp_path / 'scripts' / 'tool.py').write_text(SCRIPT)
     (tmp_path / 'scripts' / 'helper_beside_the_script.py').touch()
-    out = cli('run', 'scripts/tool.py', '--model', 'x', '-b', '2', cwd=tmp_path).stdout
+    out = command('run', 'scripts/tool.py', '--model', 'x', '-b', '2', cwd=tmp_path).stdout
     assert out == "__main__ ['scripts/tool.py', '--model', 'x', '-b', '2'] AttnMobileNetV2\n"
-    assert cli('run', 'scripts/tool.py', 'fail', cwd=tmp_path, check=False).returncode == 5
+    assert command('run', 'scripts/tool.py', 'fail', cwd=tmp_path, check=False).returncode == 5
 
 
 @pytest.mark.slow
