@@ -171,7 +171,7 @@ def test_stopped_at_any_point_of_saving(data, monkeypatch):
         def stop(self, *args, real=real, calls=calls, n=n, **kwargs):
             calls.append(args)
             if n == 'done':  # the name is gone, and the new one is not there yet
-                os.unlink(args[1]) if os.path.exists(args[1]) else None
+                Path(args[1]).unlink(missing_ok=True)
             if len(calls) == (2 if n == 'done' else n + 1):
                 raise KeyboardInterrupt
             return real(self, *args, **kwargs)
@@ -312,10 +312,17 @@ def test_config_is_checked_like_options(data, capsys):
         Path('my.yaml').write_text(text)
         assert finetune('data', *SMALL, '--config', 'my.yaml') == 2
         assert 'holds no options' in capsys.readouterr().err
-    Path('my.yaml').write_text('epochs: 0')
-    with pytest.raises(SystemExit, match='2'):
-        finetune('data', *SMALL, '--config', 'my.yaml')
-    assert 'not a number from 1 up' in capsys.readouterr().err
+    for text, message in (
+        ('epochs: 0', 'not a number from 1 up'),
+        ('sched: plateau', 'choose from'),
+        ('amp: maybe', "'maybe'"),
+        ('scale: 3', 'expected 2 arguments'),
+        ('lr: [1, 2]', 'unrecognized arguments: 2'),
+    ):
+        Path('my.yaml').write_text(text)
+        with pytest.raises(SystemExit, match='2'):
+            finetune('data', *SMALL, '--config', 'my.yaml')
+        assert message in capsys.readouterr().err
     assert not Path('runs').exists()
 
 

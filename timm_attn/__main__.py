@@ -225,8 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except expected as e:
-        rank = os.environ.get('RANK', '0')
-        print(f'{f"rank {rank}: " * (rank != "0")}error: {e or type(e).__name__}', file=sys.stderr)
+        process = f'rank {os.environ["RANK"]}: ' if os.environ.get('RANK', '0') != '0' else ''
+        print(f'{process}error: {e or type(e).__name__}', file=sys.stderr)
         return 2
     return 0
 

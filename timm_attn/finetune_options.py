@@ -34,9 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '-b', '--batch-size', type=positive_int, default=64, metavar='N', help='images a step and process'
     )
-    group.add_argument(
-        '-j', '--workers', type=int, default=min(4, os.cpu_count() or 1), metavar='N', help='load images'
-    )
+    workers = min(4, os.cpu_count() or 1)
+    group.add_argument('-j', '--workers', type=int, default=workers, metavar='N', help='processes that load images')
     group = parser.add_argument_group('model')
     group.add_argument('--model', default='csa_resnet50', help="any model of timm, with this package's")
     group.add_argument('--pretrained', action=flag, default=True, help='begin with its weights')
@@ -107,14 +106,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     if args.resume:
         if not Path(args.resume, 'args.yaml').is_file():
             raise FinetuneError(f'{args.resume} is not the folder of a run: it has no args.yaml.')
-        run = _read_options(Path(args.resume, 'args.yaml'), args)
-        parser.set_defaults(**run)
-    if args.config:
-        values = _read_options(Path(args.config), args)
-        # numbers as text, for argparse to check them as it does on the command line
-        parser.set_defaults(
-            **{k: str(v) if type(v) in (int, float) else v for k, v in values.items() if k not in _OF_A_RUN}
-        )
+        run = _read_options(Path(args.resume, 'args.yaml'), parser)
+    config = _read_options(Path(args.config), parser) if args.config else {}
+    parser.set_defaults(**run | {key: value for key, value in config.items() if key not in _OF_A_RUN})
     args = parser.parse_args(argv)
     for key in _FIXED:
         if key in run and run[key] != getattr(args, key):
@@ -123,14 +117,31 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     return args
 
 
-def _read_options(file: Path, args: argparse.Namespace) -> dict:
+def _read_options(file: Path, parser: argparse.ArgumentParser) -> dict:
+    """Options in a YAML file, checked and converted as if they had been given on the command line."""
     try:
         values = yaml.safe_load(file.read_text(encoding='utf-8'))
     except (OSError, ValueError, yaml.YAMLError) as e:
         raise FinetuneError(f'Cannot read the options in {file}: {e}') from e
     if not isinstance(values, dict):
         raise FinetuneError(f'{file} holds no options: it takes lines such as "epochs: 20".')
-    unknown = sorted(set(values) - set(vars(args)) - set(_OF_A_RUN))
+    known = set(vars(parser.parse_args([])))
+    unknown = sorted(map(str, set(values) - known - set(_OF_A_RUN)))
     if unknown:
         raise FinetuneError(f"{file} has options that only timm's train.py knows: {', '.join(unknown)}.")
-    return values
+    given = {key: value for key, value in values.items() if value is not None and key not in _OF_A_RUN}
+    words = [word for key, value in given.items() if key != 'data_dir' for word in _words(key, value)]
+    checked = parser.parse_args([str(given.get('data_dir', '.')), *words])
+    return {key: values[key] for key in _OF_A_RUN if key in values} | {key: getattr(checked, key) for key in given}
+
+
+def _words(key: str, value: object) -> list[str]:
+    """An option of a YAML file as words of a command line."""
+    name = key.replace('_', '-')
+    if isinstance(value, bool):
+        return [f'--{name}' if value else f'--no-{name}']
+    if isinstance(value, dict):
+        return [f'--{name}', *(f'{k}={v}' for k, v in value.items())]
+    if isinstance(value, list):
+        return [f'--{name}', *map(str, value)]
+    return [f'--{name}={value}']
