@@ -131,7 +131,10 @@ def _read_options(file: Path, parser: argparse.ArgumentParser) -> dict:
         raise FinetuneError(f"{file} has options that only timm's train.py knows: {', '.join(unknown)}.")
     given = {key: value for key, value in values.items() if value is not None and key not in _OF_A_RUN}
     words = [word for key, value in given.items() if key != 'data_dir' for word in _words(key, value)]
-    checked = parser.parse_args([str(given.get('data_dir', '.')), *words])
+    try:
+        checked = parser.parse_args([str(given.get('data_dir', '.')), *words])
+    except SystemExit:  # argparse has said which, but not where
+        raise FinetuneError(f'A value in {file} does not fit, see above.') from None
     return {key: values[key] for key in _OF_A_RUN if key in values} | {key: getattr(checked, key) for key in given}
 
 
