@@ -70,6 +70,32 @@ def test_compile_without_graph_breaks(model_and_image):
         close(compiled(x[:2]), expected[:2])
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@every_model_slowly
+def test_compiled_equals_eager(model_and_image, layout):
+    """Values and gradients, in both layouts: no kernel may be chosen by other strides than those that arrive."""
+    model, x, _ = model_and_image
+    model.to(memory_format=layout)
+    x = x[:, :, :64, :64].contiguous(memory_format=layout)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    with torch.no_grad():
+        close(compiled(x), model(x))
+    model.train().drop_rate = 0.0  # dropout would draw other numbers
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    grads = []
+    for forward in (compiled, model):
+        model.zero_grad()
+        forward(x).square().mean().backward()
+        grads.append({key: p.grad for key, p in model.named_parameters()})
+    for key, grad in grads[1].items():
+        scale = grad.abs().max().item()
+        torch.testing.assert_close(
+            grads[0][key], grad, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, key=key: f'{key}: {m}'
+        )
+
+
 @pytest.mark.slow
 @every_model
 def test_compiled_training_step_under_autocast(model_and_image):

@@ -346,11 +346,10 @@ if __name__ == '__main__':
 
 @pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
 def test_function_transforms_and_higher_gradients(attn):
-    """torch.func, forward-mode gradients and gradients of gradients; SCSA's fused attention has to be off for them."""
+    """torch.func, forward-mode gradients and gradients of gradients."""
     torch.manual_seed(0)
     layer = attn(16, rd_channels=16) if attn is not SCSA else attn(16)
     layer = layer.double().eval()
-    layer.fused_attn = False
     x, tangent = torch.randn(2, 2, 16, 5, 4).double()
     weight = torch.randn(2, 16, 5, 4).double()
     (grad,) = torch.autograd.grad((layer(y := x.clone().requires_grad_()) * weight).sum(), y, create_graph=True)
@@ -361,12 +360,18 @@ def test_function_transforms_and_higher_gradients(attn):
     torch.testing.assert_close(torch.func.vmap(lambda a: layer(a[None])[0])(x), layer(x).detach())
 
 
-def test_scsa_is_the_same_without_fused_attention():
-    layer = SCSA(32, num_heads=4, window_size=3).eval()
-    x = torch.randn(2, 32, 13, 9)
-    expected = layer(x)
-    layer.fused_attn = False
-    torch.testing.assert_close(layer(x), expected)
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('size', [7, 16, 32])
+@pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
+def test_compiled_layers_do_not_depend_on_strides(attn, size, layout):
+    """Tracing assumes other strides than those that arrive: the group norm of a channels_last map keeps its layout."""
+    layer = attn(16).eval()
+    compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
+    x = torch.randn(2, 16, size, size).contiguous(memory_format=layout).requires_grad_()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layer(x))
+    grads = [torch.autograd.grad(f(x).square().sum(), x)[0] for f in (compiled, layer)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('mode', ['hybrid', 'l2'])

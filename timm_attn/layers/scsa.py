@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import create_act_layer, use_fused_attn
+from timm.layers import create_act_layer
 from timm.models import register_notrace_function
 from torch import nn
 
@@ -46,8 +46,7 @@ class SCSA(nn.Module):
     group norm and a gate; x' = x * gate_h * gate_w. Channel: self-attention between the channels of the pooled x',
     averaged over positions, gates x'.
 
-    Source: SCSA (arXiv 2407.05128). The self-attention is torch's fused one, which on the CPU has no second derivative;
-    with the environment variable ``TIMM_FUSED_ATTN=0``, as everywhere in timm, or ``fused_attn`` set to False, it has.
+    Source: SCSA (arXiv 2407.05128).
 
     Args:
         channels: Number of input channels C, a multiple of 4 and of ``num_heads``.
@@ -102,7 +101,6 @@ class SCSA(nn.Module):
         self.scale = (channels // num_heads) ** -0.5
 
         self.max_kernel = max(kernel_sizes)
-        self.fused_attn = use_fused_attn()
 
         group = channels // 4
         self.dwc = nn.ModuleList([nn.Conv1d(group, group, k, padding=k // 2, groups=group, **dd) for k in kernel_sizes])
@@ -152,11 +150,8 @@ class SCSA(nn.Module):
         q = self.q(y).reshape(heads)  # (B, nh, C / nh, N)
         k = self.k(y).reshape(heads)
         v = self.v(y).reshape(heads)
-        drop = self.attn_drop.p if self.training else 0.0
-        if self.fused_attn:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=self.scale).mean(dim=3)  # (B, nh, C / nh)
-        else:
-            attn = F.dropout(((q * self.scale) @ k.transpose(2, 3)).softmax(dim=-1), drop)
-            # The mean over positions commutes with the matrix: a product with one column instead of N.
-            y = attn @ v.mean(dim=3, keepdim=True).to(attn.dtype)  # (B, nh, C / nh, 1)
+        # The mean over positions commutes with the matrix, so this is a product with one column instead of N, and needs
+        # no fused attention, whose kernel torch.compile may choose for other strides than those that arrive.
+        attn = self.attn_drop(((q * self.scale) @ k.transpose(2, 3)).softmax(dim=-1))  # (B, nh, C / nh, C / nh)
+        y = attn @ v.mean(dim=3, keepdim=True).to(attn.dtype)  # (B, nh, C / nh, 1)
         return gate_own(x, self.channel_gate(y.reshape(B, C, 1, 1)))
