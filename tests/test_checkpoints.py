@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from timm_attn.models.csa_resnet import CsaResNet
-from timm_attn.pretrained import CheckpointError
+from timm_attn.weights import CheckpointError
 
 
 def state_of(name, **kwargs):

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 from timm.utils import CheckpointSaver
 
-from timm_attn import finetune as finetuning
-from timm_attn.__main__ import main
-from timm_attn.curves import read_summary
+from timm_attn.train import image_folder
+from timm_attn.cli import main
+from timm_attn.train.log import read_summary
 
 ROOT = Path(__file__).parent.parent
 COLOURS = {'blue': (30, 40, 200), 'green': (30, 180, 60), 'red': (200, 40, 30)}
@@ -67,7 +67,7 @@ def test_learns_and_leaves_a_folder_to_use(data, capsys):
     model = timm.create_model('local-dir:runs/run/model', pretrained=True).eval()
     assert model.pretrained_cfg['label_names'] == ['blue', 'green', 'red']
     transform = create_transform(**resolve_data_config(model=model))
-    _, val, _ = finetuning.open_folder('data')
+    _, val, _ = image_folder.open_folder('data')
     with torch.inference_mode():
         right = [model(transform(image)[None]).argmax().item() == target for image, target in val]
     assert 100 * sum(right) / len(right) == pytest.approx(max(row['eval_top1'] for row in rows))
@@ -85,7 +85,7 @@ def test_split_folders_and_config(data, capsys):
     assert '18 images to train, 8 to validate (split/val)' in capsys.readouterr().out
     options = yaml.safe_load(Path('runs/run/args.yaml').read_text())
     assert (options['epochs'], options['lr'], options['class_names']) == (1, 1e-3, ['blue', 'green', 'red'])
-    _, val, classes = finetuning.open_folder('split')
+    _, val, classes = image_folder.open_folder('split')
     assert {(Path(path).parent.name, i) for path, i in val.reader.samples} == {('green', 1), ('red', 2)}
     assert classes == ['blue', 'green', 'red']
 

@@ -265,7 +265,7 @@ def test_without_a_network(package, hub, tmp_path):
 import timm, timm_attn
 try:
     timm.create_model('csa_resnet18', pretrained=True)
-except timm_attn.download.DownloadError as e:
+except timm_attn.weights.DownloadError as e:
     print(e)
 """
     out = python(code, hub, package, tmp_path, HF_HUB_OFFLINE='1')
@@ -292,7 +292,7 @@ for name in ('mbv2_ca_050', 'mbv2_ca'):
     try:
         timm.create_model(name, pretrained=True)
         print('loaded')
-    except timm_attn.download.DownloadError as e:
+    except timm_attn.weights.DownloadError as e:
         print(e)
 """
     limit = 3_000_000
@@ -323,7 +323,7 @@ for name, stem in (('mbv2_ca_050', 'conv_stem'), ('mbv2_ca', 'conv_stem')):
     try:
         model = timm.create_model(name, pretrained=True)
         print(float(model.classifier.bias.sum()))
-    except timm_attn.download.DownloadError as e:
+    except timm_attn.weights.DownloadError as e:
         print('refused')
 """
     hub.fault('GET /cdn/', 'wrong bytes', times=1)

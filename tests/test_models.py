@@ -16,8 +16,8 @@ from timm.optim import create_optimizer_v2
 
 from timm_attn.layers import CSA, SCSA
 from timm_attn.models import zoo_models
-from timm_attn.models._staged import StagedNet
-from timm_attn.warm_start import attention_keys
+from timm_attn.models.staged import StagedNet
+from timm_attn.weights.warm_start import attention_keys
 
 MODELS = zoo_models()
 BACKBONES = [m for m in MODELS if not m.endswith('_cifar')]  # made for ImageNet: total stride 32

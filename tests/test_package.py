@@ -17,9 +17,9 @@ from PIL import Image
 from timm.models import model_entrypoint
 
 import timm_attn
-from timm_attn.__main__ import main
+from timm_attn.cli import main
 from timm_attn.models import zoo_models
-from timm_attn.summary import describe
+from timm_attn.models.info import describe
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.optim import create_optimizer_v2, list_optimizers
 from train_options import SCRIPTS, options_of, parser_of, recorded
 
-from timm_attn.finetune_options import add_arguments
+from timm_attn.train.options import add_arguments
 from timm_attn.models import zoo_models
 
 ROOT = Path(__file__).parent.parent

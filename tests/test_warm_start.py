@@ -14,8 +14,8 @@ from torch import nn
 
 from timm_attn.layers import CSA, SCSA
 from timm_attn.models import zoo_models
-from timm_attn.pretrained import CheckpointError
-from timm_attn.warm_start import attention_sites
+from timm_attn.weights import CheckpointError
+from timm_attn.weights.warm_start import attention_sites
 from timm_attn.weights import weights
 
 WARM = [w for w in weights().values() if w.kind == 'warm_start']

@@ -13,9 +13,10 @@ import torch
 from timm.models import get_pretrained_cfg
 
 import model_cards
-import timm_attn.weights as manifest
+from timm_attn.weights import manifest
 from timm_attn.models import zoo_models
-from timm_attn.weights import MANIFEST, Weight, weights
+from timm_attn.weights import Weight, weights
+from timm_attn.weights.manifest import MANIFEST
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / 'shared' / 'data'

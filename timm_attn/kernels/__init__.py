@@ -1,1 +1,1 @@
-"""Computations behind the attention layers, as PyTorch operators under ``torch.ops.timm_attn``."""
+"""The computations behind the attention layers, as PyTorch operators under ``torch.ops.timm_attn``."""

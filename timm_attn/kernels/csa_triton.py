@@ -14,9 +14,8 @@ import warnings
 
 import torch
 
-# The squared distance of equal channels is a difference of equal numbers, each rounded: what is left of it up to this
-# many units of rounding counts as zero.
-ROUNDING = 8
+from .csa_plain import ROUNDING, plain_neighbours
+
 MODES = ('hybrid', 'l2')  # these need only products of channels
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'  # Triton emulates the kernels, on the CPU too
@@ -98,8 +97,6 @@ def _works(device: int) -> bool:
 
 def _try_out() -> None:
     """Compare the kernel with the plain formula on this device."""
-    from .csa import plain_neighbours
-
     # fixed numbers: the caller's random state is not touched
     x = torch.linspace(0, 300, 2 * 70 * 40, device='cuda').sin().view(2, 70, 40) + 0.5
     z = x.mean(2)

@@ -1,24 +1,14 @@
-"""timm's attention layers with the arguments of the coordinate attention paper.
+"""Coordinate attention: timm's layer with the published arguments.
 
 Paper: `Coordinate Attention for Efficient Mobile Network Design` - https://arxiv.org/abs/2103.02907
-Original placement: MobileNetV2, after the depthwise convolution of each block that expands; MobileNeXt, after the
-first depthwise convolution of a block.
 """
 
 import torch
-from timm.layers import SqueezeExcite
 from timm.layers import coord_attn as timm_coord_attn
-from timm.layers.cbam import CbamModule
-from torch import nn
 
 from .axes import axis_means, gate_axes
-
-
-def _with_defaults(kwargs: dict, rd_channels: int, **defaults) -> dict:
-    """Arguments as published, where the caller gives none; a ratio from the caller also sets the hidden width."""
-    if 'rd_ratio' not in kwargs:
-        defaults['rd_channels'] = rd_channels
-    return {**defaults, **kwargs}
+from .defaults import with_defaults
+from .registry import Attention, register_attention
 
 
 class CoordAttn(timm_coord_attn.CoordAttn):
@@ -41,24 +31,22 @@ def coord_attn(channels: int, **kwargs) -> CoordAttn:
         **kwargs: Arguments of timm's CoordAttn that replace or extend these. The variant with ReLU and reduction 16
             that is in circulation is ``coord_attn(C, rd_channels=max(8, C // 16), act_layer=nn.ReLU)``.
     """
-    return CoordAttn(channels, **_with_defaults(kwargs, max(8, channels // 32), bias=True))
+    return CoordAttn(channels, **with_defaults(kwargs, max(8, channels // 32), bias=True))
 
 
-def squeeze_excite(channels: int, **kwargs) -> nn.Module:
-    """Squeeze-and-excitation, the paper's baseline: two 1x1 convolutions with bias, hidden width C // 24, ReLU6.
-
-    Args:
-        channels: Number of input channels C.
-        **kwargs: Arguments of timm's SEModule that replace or extend these.
-    """
-    return SqueezeExcite(channels, **_with_defaults(kwargs, max(1, channels // 24), act_layer=nn.ReLU6))
-
-
-def cbam(channels: int, **kwargs) -> CbamModule:
-    """CBAM, the paper's baseline: the hidden width and the biases of :func:`squeeze_excite`, and a 7x7 spatial gate.
-
-    Args:
-        channels: Number of input channels C.
-        **kwargs: Arguments of timm's CbamModule that replace or extend these.
-    """
-    return CbamModule(channels, **_with_defaults(kwargs, max(1, channels // 24), mlp_bias=True))
+register_attention(
+    Attention(
+        name='ca',
+        title='Coordinate attention',
+        layer=coord_attn,
+        layer_cls=timm_coord_attn.CoordAttn,
+        paper='arXiv:2103.02907',
+        placement='MobileNetV2: after the depthwise convolution of each block that expands; '
+        'MobileNeXt: after the first depthwise convolution of a block',
+        zeroed=('conv_h', 'conv_w'),
+        gates=2,
+        formula='coord_attn',
+        # github.com/houqb/CoordAttention
+        authors_keys=((r'\bconv2\.', 'conv_h.'), (r'\bconv3\.', 'conv_w.')),
+    )
+)

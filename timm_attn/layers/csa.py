@@ -9,7 +9,10 @@ from timm.layers import create_act_layer, make_divisible
 from timm.models import register_notrace_function
 from torch import nn
 
-from ..kernels.csa import csa_neighbours, plain_neighbours, without_autocast
+from .._compat import in_function_transform
+from ..kernels.csa import csa_neighbours
+from ..kernels.csa_plain import plain_neighbours, without_autocast
+from .registry import Attention, register_attention
 
 CSA_MODES = ('hybrid', 'l2', 'l1', 'cosine')
 
@@ -49,8 +52,7 @@ def _needs_plain_formula() -> bool:
         return True
     if torch.compiler.is_compiling():
         return False
-    # No public function tells of these; both names are those that torch.autograd.Function itself asks.
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return in_function_transform()
 
 
 @register_notrace_function
@@ -96,7 +98,7 @@ class CSA(nn.Module):
         dtype: Type of the parameters.
 
     Raises:
-        ValueError: If ``mode`` is none of the four.
+        ValueError: If ``mode`` is not one of the four.
 
     Shape:
         (B, C, H, W) -> (B, C, H, W), any H and W from 1 up.
@@ -117,7 +119,7 @@ class CSA(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         if mode not in CSA_MODES:
-            raise ValueError(f'CSA mode {mode!r} is unknown; choose one of {", ".join(CSA_MODES)}.')
+            raise ValueError(f'CSA mode {mode!r} is unknown; it must be one of {", ".join(CSA_MODES)}.')
         self.mode = mode
         if not rd_channels:
             rd_channels = make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
@@ -133,3 +135,21 @@ class CSA(nn.Module):
 
     def extra_repr(self) -> str:
         return f'mode={self.mode}'
+
+
+register_attention(
+    Attention(
+        name='csa',
+        title='Channel-wise spatially autocorrelated attention',
+        layer=CSA,
+        layer_cls=CSA,
+        paper='arXiv:2405.05755',
+        placement='after the last norm of a residual block, before the addition of the shortcut, in the last block of '
+        'each stage',
+        zeroed=('fc2',),
+        gates=1,
+        formula='csa',
+        # github.com/nick-nikzad/CSA-Net
+        authors_keys=((r'\bmlp_D\.1\.', 'fc1.'), (r'\bmlp_U\.', 'fc2.')),
+    )
+)

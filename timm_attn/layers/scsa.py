@@ -14,6 +14,7 @@ from timm.models import register_notrace_function
 from torch import nn
 
 from .axes import axis_means, gate_axes, gate_own
+from .registry import Attention, register_attention
 
 SCSA_POOLS = ('avg', 'max', 'recombination')
 
@@ -62,7 +63,7 @@ class SCSA(nn.Module):
         dtype: Type of the parameters.
 
     Raises:
-        ValueError: If C is not a multiple of 4 and of ``num_heads``, or an option is none of those above.
+        ValueError: If C is not a multiple of 4 and of ``num_heads``, or an option is not one of those above.
 
     Shape:
         (B, C, H, W) -> (B, C, H, W), any H and W from 1 up.
@@ -90,7 +91,7 @@ class SCSA(nn.Module):
         if len(kernel_sizes) != 4 or any(k % 2 == 0 for k in kernel_sizes):
             raise ValueError(f'SCSA needs four odd kernel_sizes, one a group of channels; got {tuple(kernel_sizes)}.')
         if pool_type not in SCSA_POOLS:
-            raise ValueError(f'SCSA pool_type {pool_type!r} is unknown; choose one of {", ".join(SCSA_POOLS)}.')
+            raise ValueError(f'SCSA pool_type {pool_type!r} is unknown; it must be one of {", ".join(SCSA_POOLS)}.')
         if window_size != -1 and window_size < 1:
             raise ValueError(f'SCSA window_size must be 1 or more, or -1 for the whole map; got {window_size}.')
         if window_size == -1 and pool_type == 'recombination':
@@ -155,3 +156,27 @@ class SCSA(nn.Module):
         attn = self.attn_drop(((q * self.scale) @ k.transpose(2, 3)).softmax(dim=-1))  # (B, nh, C / nh, C / nh)
         y = attn @ v.mean(dim=3, keepdim=True).to(attn.dtype)  # (B, nh, C / nh, 1)
         return gate_own(x, self.channel_gate(y.reshape(B, C, 1, 1)))
+
+
+register_attention(
+    Attention(
+        name='scsa',
+        title='Spatial and channel synergistic attention',
+        layer=SCSA,
+        layer_cls=SCSA,
+        paper='arXiv:2407.05128',
+        placement='ResNet: after the middle convolution of each block; MobileNetV2: after the depthwise convolution of '
+        'each block',
+        zeroed=('norm_h', 'norm_w', 'v'),
+        gates=3,
+        formula='scsa',
+        # github.com/HZAI-ZJNU/SCSA
+        authors_keys=(
+            (r'\blocal_dwc\.', 'dwc.0.'),
+            (r'\bglobal_dwc_s\.', 'dwc.1.'),
+            (r'\bglobal_dwc_m\.', 'dwc.2.'),
+            (r'\bglobal_dwc_l\.', 'dwc.3.'),
+            (r'\bconv_d\.', 'reduce.'),
+        ),
+    )
+)

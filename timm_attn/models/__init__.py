@@ -1,6 +1,12 @@
 """The model families. Importing this package registers every model in timm."""
 
-from . import cifar_resnet, csa_resnet, mbv2_attn, mobilenext, scsa_resnet
-from ._build import zoo_models
+import importlib
+import pkgutil
 
-__all__ = ['cifar_resnet', 'csa_resnet', 'mbv2_attn', 'mobilenext', 'scsa_resnet', 'zoo_models']
+from .builder import zoo_models
+
+__all__ = ['zoo_models']
+
+# Every file here is imported, so that a new family is registered without a line in this one.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f'{__name__}.{_module.name}')

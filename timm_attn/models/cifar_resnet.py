@@ -14,12 +14,12 @@ from timm.models.resnet import BasicBlock
 from torch import nn
 
 from ..layers import CSA, coord_attn
-from ..pretrained import ZooModel
 from ..weights import pretrained_cfgs
-from ._build import build_model
-from ._staged import StagedNet
-from .csa_resnet import insert_attn
+from .base import ZooModel
+from .builder import build_model
+from .csa_resnet import insert_attn, misfit_hint
 from .scsa_resnet import ScsaBasicBlock
+from .staged import StagedNet
 
 __all__ = ['CifarResNet', 'CsaCifarResNet']
 
@@ -93,7 +93,7 @@ class CifarResNet(ZooModel, StagedNet):
         dtype=None,
     ):
         if output_stride not in (1, 2, 4, 8, 16, 32):
-            raise ValueError(f'output_stride={output_stride} is not one of 1, 2, 4, 8, 16, 32.')
+            raise ValueError(f'output_stride={output_stride} must be one of 1, 2, 4, 8, 16, 32.')
         dd = {'device': device, 'dtype': dtype}
         act_layer, norm_layer = get_act_layer(act_layer), get_norm_layer(norm_layer)
         conv_stem = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **dd)
@@ -143,7 +143,7 @@ class CifarResNet(ZooModel, StagedNet):
 
 
 class CsaCifarResNet(CifarResNet):
-    """CIFAR ResNet with CSA in front of the residual addition.
+    """CIFAR ResNet with CSA before the residual addition.
 
     Args:
         layers: Blocks of each stage.
@@ -151,6 +151,8 @@ class CsaCifarResNet(CifarResNet):
         block_args: Further arguments of the blocks; ``attn_layer`` replaces CSA.
         **kwargs: Arguments of :class:`CifarResNet`.
     """
+
+    misfit_hint = misfit_hint
 
     def __init__(self, layers, csa_blocks: str = 'last', block_args: dict | None = None, **kwargs):
         block_args = dict(block_args or {})
@@ -166,22 +168,24 @@ def _create_cifar_resnet(variant: str, pretrained: bool = False, model_cls=Cifar
 
 default_cfgs = generate_default_cfgs(
     pretrained_cfgs(
-        'resnet20_cifar',
-        'se_resnet20_cifar',
-        'cbam_resnet20_cifar',
-        'ca_resnet20_cifar',
-        'csa_resnet20_cifar',
-        'scsa_resnet20_cifar',
-        num_classes=10,
-        label_names=CIFAR10_CLASSES,
-        input_size=(3, 32, 32),
-        pool_size=(8, 8),
-        crop_pct=1.0,
-        interpolation='bilinear',
-        mean=CIFAR10_MEAN,
-        std=CIFAR10_STD,
-        first_conv='conv_stem',
-        classifier='classifier',
+        dict(
+            num_classes=10,
+            label_names=CIFAR10_CLASSES,
+            input_size=(3, 32, 32),
+            pool_size=(8, 8),
+            crop_pct=1.0,
+            interpolation='bilinear',
+            mean=CIFAR10_MEAN,
+            std=CIFAR10_STD,
+            first_conv='conv_stem',
+            classifier='classifier',
+        ),
+        resnet20_cifar='resnet20_cifar',
+        se_resnet20_cifar='resnet20_cifar',
+        cbam_resnet20_cifar='resnet20_cifar',
+        ca_resnet20_cifar='resnet20_cifar',
+        csa_resnet20_cifar='resnet20_cifar',
+        scsa_resnet20_cifar='resnet20_cifar',
     )
 )
 

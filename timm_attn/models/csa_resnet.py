@@ -5,23 +5,28 @@ Paper: `CSA-Net: Channel-wise Spatially Autocorrelated Attention Networks` - htt
 
 from collections.abc import Iterable
 
+import torch
 from timm.layers import create_attn
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from ..layers import CSA
-from ..pretrained import ZooModel, rename_csa_resnet
-from ..weights import pretrained_cfgs
-from ._build import build_model, imagenet_cfg
+from ..weights import imagenet_cfg, pretrained_cfgs
+from ..weights.convert import substitute
+from .base import ZooModel
+from .builder import build_model
 
 __all__ = ['CsaResNet']
 
 CSA_BLOCKS = ('last', 'all')
 
+# mmdet, github.com/nick-nikzad/CSA-Net
+_rename_key = substitute((r'\bcsa_att\.', 'se.'), (r'^head\.fc\.', 'fc.'))
+
 
 def insert_attn(stages: Iterable[nn.Sequential], attn_layer, blocks: str) -> None:
-    """Put ``attn_layer`` behind the last norm of timm residual blocks.
+    """Put ``attn_layer`` after the last norm of timm residual blocks.
 
     Args:
         stages: Stages of timm ResNet blocks.
@@ -29,15 +34,24 @@ def insert_attn(stages: Iterable[nn.Sequential], attn_layer, blocks: str) -> Non
         blocks: ``last``, the last block of each stage (the paper), or ``all`` (the authors' detection code).
 
     Raises:
-        ValueError: If ``blocks`` is neither.
+        ValueError: If ``blocks`` is not one of these.
     """
     if blocks not in CSA_BLOCKS:
-        raise ValueError(f'csa_blocks={blocks!r} is unknown; choose one of {", ".join(CSA_BLOCKS)}.')
+        raise ValueError(f'csa_blocks={blocks!r} must be one of {", ".join(CSA_BLOCKS)}.')
     for stage in stages:
         for block in stage if blocks == 'all' else stage[-1:]:
             last_conv = block.conv3 if isinstance(block, Bottleneck) else block.conv2
             weight = last_conv.weight
             block.se = create_attn(attn_layer, last_conv.out_channels, device=weight.device, dtype=weight.dtype)
+
+
+@torch.jit.ignore
+def misfit_hint(model: nn.Module, wrong: list[str], own: dict, given: dict) -> str | None:
+    """Hint where only the placement of CSA differs between a checkpoint and a model; see ``ZooModel.misfit_hint``."""
+    only_csa = all('.se.' in key and not (key in own and key in given) for key in wrong)
+    if only_csa and any('.se.' in key for key in given):
+        return "CSA is in other blocks than in this model: try csa_blocks='all' or csa_blocks='last'."
+    return None
 
 
 class CsaResNet(ZooModel, ResNet):
@@ -53,11 +67,13 @@ class CsaResNet(ZooModel, ResNet):
         **kwargs: Arguments of ``timm.models.ResNet``.
 
     Raises:
-        ValueError: If ``csa_blocks`` is neither ``last`` nor ``all``.
+        ValueError: If ``csa_blocks`` is not ``last`` or ``all``.
     """
 
-    rename_key = staticmethod(rename_csa_resnet)
+    rename_key = staticmethod(_rename_key)
     absorbs_gate = {'se': ('bn3', 'bn2')}
+
+    misfit_hint = misfit_hint
 
     def __init__(self, block, layers, csa_blocks: str = 'last', block_args: dict | None = None, **kwargs):
         block_args = dict(block_args or {})
@@ -72,11 +88,11 @@ def _create_csa_resnet(variant: str, pretrained: bool = False, **kwargs) -> CsaR
 
 default_cfgs = generate_default_cfgs(
     pretrained_cfgs(
-        'csa_resnet18',
-        'csa_resnet34',
-        'csa_resnet50',
-        'csa_resnet101',
-        **imagenet_cfg(first_conv='conv1', classifier='fc'),
+        imagenet_cfg(first_conv='conv1', classifier='fc'),
+        csa_resnet18='resnet18',
+        csa_resnet34='resnet34',
+        csa_resnet50='resnet50',
+        csa_resnet101='resnet101',
     )
 )
 

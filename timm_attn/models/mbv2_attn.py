@@ -1,4 +1,4 @@
-"""MobileNetV2 with attention behind the depthwise convolution.
+"""MobileNetV2 with attention after the depthwise convolution.
 
 Papers:
 * `Coordinate Attention for Efficient Mobile Network Design` - https://arxiv.org/abs/2103.02907 (CA, SE, CBAM)
@@ -7,20 +7,57 @@ Papers:
 * `MobileNetV2: Inverted Residuals and Linear Bottlenecks` - https://arxiv.org/abs/1801.04381
 """
 
+import re
 from functools import partial
 
 from timm.layers import create_attn, get_act_layer
 from timm.models import generate_default_cfgs, register_model
-from timm.models._efficientnet_builder import decode_arch_def, resolve_bn_args, round_channels
 from timm.models.efficientnet import EfficientNet
 from torch import nn
 
+from .._compat import decode_arch_def, resolve_bn_args, round_channels
 from ..layers import SCSA, cbam, coord_attn, squeeze_excite
-from ..pretrained import ZooModel, rename_mbv2
-from ..weights import pretrained_cfgs
-from ._build import build_model, imagenet_cfg
+from ..weights import imagenet_cfg, pretrained_cfgs
+from ..weights.convert import block_name, substitute
+from .base import ZooModel
+from .builder import build_model
 
 __all__ = ['AttnMobileNetV2']
+
+_DEPTHS = (1, 2, 3, 4, 3, 3, 1)
+_FIRST = {'0': 'conv_dw', '1': 'bn1', '3': 'conv_pw', '4': 'bn2'}
+_OTHER = {'0': 'conv_pw', '1': 'bn1', '3': 'conv_dw', '4': 'bn2', '6': 'se', '7': 'conv_pwl', '8': 'bn3'}
+_MM_FIRST = {'0.conv': 'conv_dw', '0.bn': 'bn1', '1': 'se', '2.conv': 'conv_pw', '2.bn': 'bn2'}
+_MM_OTHER = {
+    '0.conv': 'conv_pw', '0.bn': 'bn1', '1.conv': 'conv_dw', '1.bn': 'bn2', '2': 'se', '3.conv': 'conv_pwl',
+    '3.bn': 'bn3',
+}  # fmt: skip
+
+
+def _houqb_block(match: re.Match) -> str:
+    index, layer = int(match[1]) - 1, match[2]
+    names = _FIRST if index == 0 else _OTHER
+    return f'blocks.{block_name(index, _DEPTHS)}.{names.get(layer, layer)}.'
+
+
+def _mm_block(match: re.Match) -> str:
+    stage, block, layer = int(match[1]) - 1, match[2], match[3]
+    names = _MM_FIRST if stage == 0 else _MM_OTHER
+    return f'blocks.{stage}.{block}.{names.get(layer, layer)}.'
+
+
+# github.com/houqb/CoordAttention, and mmpretrain from github.com/HZAI-ZJNU/SCSA
+_rename_key = substitute(
+    (r'^features\.0\.0\.', 'conv_stem.'),
+    (r'^features\.0\.1\.', 'bn1.'),
+    (r'^features\.(\d+)\.conv\.(\d+)\.', _houqb_block),
+    (r'^conv1\.conv\.', 'conv_stem.'),
+    (r'^conv1\.bn\.', 'bn1.'),
+    (r'^layer(\d+)\.(\d+)\.conv\.(\d+\.conv|\d+\.bn|\d+)\.', _mm_block),
+    (r'^(?:conv\.0|conv2\.conv)\.', 'conv_head.'),
+    (r'^(?:conv\.1|conv2\.bn)\.', 'bn2.'),
+    (r'^(?:classifier\.1|head\.fc)\.', 'classifier.'),
+)
 
 
 class AttnMobileNetV2(ZooModel, EfficientNet):
@@ -35,7 +72,7 @@ class AttnMobileNetV2(ZooModel, EfficientNet):
         **kwargs: Arguments of ``timm.models.EfficientNet``.
     """
 
-    rename_key = staticmethod(rename_mbv2)
+    rename_key = staticmethod(_rename_key)
     absorbs_gate = {'se': ('conv_pwl', 'conv_pw')}
 
     def __init__(
@@ -83,13 +120,13 @@ def _create_mbv2(variant: str, pretrained: bool = False, **kwargs) -> AttnMobile
 
 default_cfgs = generate_default_cfgs(
     pretrained_cfgs(
-        'mbv2_ca',
-        'mbv2_ca_075',
-        'mbv2_ca_050',
-        'mbv2_se',
-        'mbv2_cbam',
-        'mbv2_scsa',
-        **imagenet_cfg(first_conv='conv_stem', classifier='classifier'),
+        imagenet_cfg(first_conv='conv_stem', classifier='classifier'),
+        mbv2_ca='mobilenetv2_100',
+        mbv2_ca_075='mobilenetv2_075',
+        mbv2_ca_050='mobilenetv2_050',
+        mbv2_se='mobilenetv2_100',
+        mbv2_cbam='mobilenetv2_100',
+        mbv2_scsa='mobilenetv2_100',
     )
 )
 

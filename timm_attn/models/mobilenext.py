@@ -6,6 +6,7 @@ Papers:
 """
 
 import math
+import re
 
 import torch
 from timm.layers import (
@@ -20,10 +21,11 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..layers import coord_attn, squeeze_excite
-from ..pretrained import ZooModel, rename_mobilenext
-from ..weights import pretrained_cfgs
-from ._build import build_model, imagenet_cfg
-from ._staged import StagedNet
+from ..weights import imagenet_cfg, pretrained_cfgs
+from ..weights.convert import block_name, substitute
+from .base import ZooModel
+from .builder import build_model
+from .staged import StagedNet
 
 __all__ = ['MobileNeXt', 'SandglassBlock']
 
@@ -39,6 +41,30 @@ _STAGES = (
     (6, 1280, 1, 1),
 )
 
+_DEPTHS = tuple(depth for _, _, depth, _ in _STAGES)
+_POINTWISE = {'0': 'conv_reduce', '1': 'bn2', '2': 'conv_expand', '3': 'bn3', '5': 'conv_dw2', '6': 'bn4'}
+_WHOLE = {
+    '0': 'conv_dw1', '1': 'bn1', '3': 'conv_reduce', '4': 'bn2', '5': 'conv_expand', '6': 'bn3', '8': 'conv_dw2',
+    '9': 'bn4',
+}  # fmt: skip
+
+
+def _zhou_block(match: re.Match) -> str:
+    index, layer = int(match[1]) - 1, match[2]
+    stage, block = block_name(index, _DEPTHS).split('.')
+    first_of_many = block == '0' and int(stage) < len(_DEPTHS) and _DEPTHS[int(stage)] > 1
+    names = _POINTWISE if first_of_many else _WHOLE
+    return f'stages.{stage}.{block}.{names.get(layer, layer)}.'
+
+
+# github.com/Andrew-Qibin/ssdlite-pytorch-mobilenext
+_rename_key = substitute(
+    (r'^features\.0\.0\.', 'conv_stem.'),
+    (r'^features\.0\.1\.', 'bn1.'),
+    (r'^features\.(\d+)\.conv\.(\d+)\.', _zhou_block),
+    (r'^classifier\.1\.', 'classifier.'),
+)
+
 
 def _depthwise(channels: int, stride: int, dilation: int, dd: dict) -> nn.Conv2d:
     return nn.Conv2d(
@@ -49,7 +75,7 @@ def _depthwise(channels: int, stride: int, dilation: int, dd: dict) -> nn.Conv2d
 class SandglassBlock(nn.Module):
     """Sandglass block: depthwise convolution, bottleneck of two 1x1 convolutions, depthwise convolution with stride.
 
-    Source: MobileNeXt (arXiv 2007.02269); attention behind the first depthwise convolution, as in CA
+    Source: MobileNeXt (arXiv 2007.02269); attention after the first depthwise convolution, as in CA
     (arXiv 2103.02907).
 
     Args:
@@ -127,7 +153,7 @@ class MobileNeXt(ZooModel, StagedNet):
     last depthwise; a block that is alone in its stage at stride 1, and the first of all, keep both but have no skip.
 
     Args:
-        attn_layer: Attention class behind the first depthwise convolution of each block, channels first.
+        attn_layer: Attention class after the first depthwise convolution of each block, channels first.
         num_classes: Number of classes, 0 for none.
         in_chans: Number of input channels.
         output_stride: Total stride at most, 8, 16 or 32; beyond it stages are dilated instead.
@@ -140,7 +166,7 @@ class MobileNeXt(ZooModel, StagedNet):
         dtype: Type of the parameters.
     """
 
-    rename_key = staticmethod(rename_mobilenext)
+    rename_key = staticmethod(_rename_key)
     absorbs_gate = {'attn': ('conv_reduce',)}
 
     def __init__(
@@ -158,7 +184,7 @@ class MobileNeXt(ZooModel, StagedNet):
         dtype=None,
     ):
         if output_stride not in (8, 16, 32):
-            raise ValueError(f'output_stride={output_stride} is not one of 8, 16, 32.')
+            raise ValueError(f'output_stride={output_stride} must be one of 8, 16, 32.')
         dd = {'device': device, 'dtype': dtype}
         act_layer = get_act_layer(act_layer)
         conv_stem = nn.Conv2d(in_chans, 32, 3, stride=2, padding=1, bias=False, **dd)
@@ -224,10 +250,10 @@ def _create_mobilenext(variant: str, pretrained: bool = False, **kwargs) -> Mobi
 
 default_cfgs = generate_default_cfgs(
     pretrained_cfgs(
-        'mobilenext',
-        'mobilenext_se',
-        'mobilenext_ca',
-        **imagenet_cfg(first_conv='conv_stem', classifier='classifier'),
+        imagenet_cfg(first_conv='conv_stem', classifier='classifier'),
+        mobilenext='mobilenext',
+        mobilenext_se='mobilenext',
+        mobilenext_ca='mobilenext',
     )
 )
 
@@ -240,11 +266,11 @@ def mobilenext(pretrained: bool = False, **kwargs) -> MobileNeXt:
 
 @register_model
 def mobilenext_se(pretrained: bool = False, **kwargs) -> MobileNeXt:
-    """MobileNeXt with squeeze-and-excitation behind the first depthwise convolution of each block that has one."""
+    """MobileNeXt with squeeze-and-excitation after the first depthwise convolution of each block that has one."""
     return _create_mobilenext('mobilenext_se', pretrained, **dict(dict(attn_layer=squeeze_excite), **kwargs))
 
 
 @register_model
 def mobilenext_ca(pretrained: bool = False, **kwargs) -> MobileNeXt:
-    """MobileNeXt with coordinate attention behind the first depthwise convolution of each block that has one."""
+    """MobileNeXt with coordinate attention after the first depthwise convolution of each block that has one."""
     return _create_mobilenext('mobilenext_ca', pretrained, **dict(dict(attn_layer=coord_attn), **kwargs))

@@ -13,15 +13,16 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from ..layers import SCSA
-from ..pretrained import ZooModel, rename_scsa_resnet
-from ..weights import pretrained_cfgs
-from ._build import build_model, imagenet_cfg
+from ..weights import imagenet_cfg, pretrained_cfgs
+from ..weights.convert import substitute
+from .base import ZooModel
+from .builder import build_model
 
 __all__ = ['ScsaBasicBlock', 'ScsaBottleneck', 'ScsaResNet']
 
 
 class ScsaBasicBlock(BasicBlock):
-    """timm's BasicBlock with attention behind the first convolution, norm and activation.
+    """timm's BasicBlock with attention after the first convolution, norm and activation.
 
     Args:
         inplanes: Input channels.
@@ -48,11 +49,11 @@ class ScsaBasicBlock(BasicBlock):
 
 
 class ScsaBottleneck(Bottleneck):
-    """timm's Bottleneck with attention behind the 3x3 convolution, norm and activation.
+    """timm's Bottleneck with attention after the 3x3 convolution, norm and activation.
 
     Args:
         inplanes: Input channels.
-        planes: Channels of the 3x3 convolution; the block puts out 4 times as many.
+        planes: Channels of the 3x3 convolution; the block outputs 4 times as many.
         *args: As timm's Bottleneck.
         attn_layer: Attention class, channels first, or a name that timm knows; None for none.
         **kwargs: As timm's Bottleneck.
@@ -78,7 +79,8 @@ class ScsaBottleneck(Bottleneck):
 class ScsaResNet(ZooModel, ResNet):
     """timm's ResNet, built from blocks with SCSA on their middle channels."""
 
-    rename_key = staticmethod(rename_scsa_resnet)
+    # mmpretrain, github.com/HZAI-ZJNU/SCSA
+    rename_key = staticmethod(substitute((r'^head\.fc\.', 'fc.')))
     absorbs_gate = {'attn': ('conv3', 'conv2')}
 
 
@@ -88,11 +90,11 @@ def _create_scsa_resnet(variant: str, pretrained: bool = False, **kwargs) -> Scs
 
 default_cfgs = generate_default_cfgs(
     pretrained_cfgs(
-        'scsa_resnet18',
-        'scsa_resnet34',
-        'scsa_resnet50',
-        'scsa_resnet101',
-        **imagenet_cfg(first_conv='conv1', classifier='fc'),
+        imagenet_cfg(first_conv='conv1', classifier='fc'),
+        scsa_resnet18='resnet18',
+        scsa_resnet34='resnet34',
+        scsa_resnet50='resnet50',
+        scsa_resnet101='resnet101',
     )
 )
 

@@ -1,0 +1,1 @@
+"""Training: fine-tuning on a folder of images, its log and export, and recipes for timm's ``train.py``."""

@@ -1,0 +1,104 @@
+"""A trained model as a folder that loads by ``local-dir:`` and, after an upload to the Hub, by ``hf-hub:``."""
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import timm
+import torch
+import yaml
+from timm.data import create_dataset, resolve_data_config
+from timm.models import load_checkpoint, save_for_hf
+from torch import nn
+
+from ..weights.convert import explain_unreadable
+
+_OF_THE_SOURCE = (
+    'url', 'file', 'hf_hub_id', 'hf_hub_filename', 'source', 'tag', 'origin_url', 'paper_ids', 'notes', 'license',
+    'test_input_size', 'test_crop_pct', 'label_names', 'label_descriptions',
+)  # fmt: skip
+"""Entries of a pretrained cfg that do not hold for weights which were trained further."""
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder under another name; once it is complete, it takes its own name and replaces an older one.
+
+    Args:
+        folder: Folder to write.
+
+    Yields:
+        Where to write.
+    """
+    part = folder.with_name(f'.{folder.name}.part')
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def export_run(
+    run: str | Path,
+    folder: str | Path,
+    label_names: Sequence[str] | None = None,
+    checkpoint: str = 'model_best.pth.tar',
+) -> nn.Module:
+    """Write the model of a training run as a folder for the Hub: safetensors and a config with everything to load it.
+
+    Args:
+        run: Output folder of timm's train.py or of ``timm-attn finetune``, with ``args.yaml``.
+        folder: Folder to write or replace.
+        label_names: Names of the classes; if None, those of the data set, where it is a folder that still exists.
+        checkpoint: File in ``run``; its averaged weights (EMA) are taken where it has them.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If ``run`` is not such a folder, or the number of names differs from that of the classes.
+        CheckpointError: If the checkpoint cannot be read or does not fit the model.
+    """
+    run, folder = Path(run), Path(folder)
+    for file in ('args.yaml', checkpoint):
+        if not (run / file).is_file():
+            raise ValueError(f'{run} is not the folder of a finished training run: it has no {file}.')
+    args = yaml.safe_load((run / 'args.yaml').read_text(encoding='utf-8'))
+    # `trainable` froze layers during training; whoever loads the model decides that again
+    model_args = {k: v for k, v in (args.get('model_kwargs') or {}).items() if k != 'trainable'}
+    options = dict(in_chans=args.get('in_chans'), global_pool=args.get('gp'))
+    model_args |= {k: v for k, v in options.items() if v is not None}
+    model = timm.create_model(args['model'], num_classes=args.get('num_classes'), **model_args).eval()
+    torch.serialization.add_safe_globals([argparse.Namespace])  # train.py saves its options with the weights
+    try:
+        load_checkpoint(model, str(run / checkpoint), use_ema=True)
+    except Exception:
+        explain_unreadable(str(run / checkpoint))
+        raise
+    if label_names and len(label_names) != model.num_classes:
+        raise ValueError(f'Got {len(label_names)} names for {model.num_classes} classes.')
+    label_names = label_names or args.get('class_names') or _classes_of_folder(args, model.num_classes)
+    cfg = {k: v for k, v in model.pretrained_cfg.items() if k not in _OF_THE_SOURCE}
+    data_config = resolve_data_config(args, model=model)
+    model.pretrained_cfg = {**cfg, **data_config, 'num_classes': model.num_classes}
+    with whole_folder(folder) as part:
+        model_config = {'label_names': list(label_names)} if label_names else None
+        save_for_hf(model, part, model_config=model_config, model_args=model_args or None, safe_serialization=True)
+        timm.create_model(f'local-dir:{part}', pretrained=True)  # raises where the folder would not load
+    return model
+
+
+def _classes_of_folder(args: dict, num_classes: int) -> list[str] | None:
+    """Classes of the data set of a run of train.py, where it is an image folder that still exists."""
+    root = args.get('data_dir') or args.get('data')
+    if args.get('dataset') or not root or not os.path.exists(root):
+        return None
+    reader = create_dataset('', root, split=args['train_split'], class_map=args.get('class_map')).reader
+    names = sorted(reader.class_to_idx, key=reader.class_to_idx.get)
+    return names if len(names) == num_classes else None

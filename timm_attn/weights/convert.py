@@ -1,0 +1,241 @@
+"""Checkpoints of other code bases and of plain backbones: their keys renamed to ours, every key accounted for.
+
+A model class names the function that renames its keys, and the row of an attention its layer's. Renaming leaves our own
+keys alone, so that it can be applied to every checkpoint and twice to the same one.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from timm.models import clean_state_dict, load_state_dict
+from torch import nn
+
+from ..layers import attention_of
+from .warm_start import attention_keys, attention_sites, warm_start
+
+_logger = logging.getLogger(__name__)
+
+_WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read, or does not fit the model."""
+
+
+def _cfg(model: nn.Module) -> dict:
+    return getattr(model, 'pretrained_cfg', None) or {}  # absent where a class was called directly
+
+
+def _name(model: nn.Module) -> str:
+    return _cfg(model).get('architecture') or type(model).__name__
+
+
+def head_keys(model: nn.Module) -> tuple[str, ...]:
+    """Keys of the classifier; none where the model declares none."""
+    head = _cfg(model).get('classifier')
+    return (f'{head}.weight', f'{head}.bias') if head else ()
+
+
+def has_new_head(model: nn.Module) -> bool:
+    """Whether the model was made for another number of classes than its weights are declared to have."""
+    return model.num_classes != _cfg(model).get('num_classes', model.num_classes)
+
+
+def keep_fresh_head(state_dict: dict[str, torch.Tensor], model: nn.Module) -> None:
+    """Put the model's own classifier into a state dict that holds none that fits."""
+    own = model.state_dict()
+    keys = head_keys(model)
+    if all(key in own and getattr(state_dict.get(key), 'shape', None) == own[key].shape for key in keys):
+        return
+    for key in keys:
+        state_dict.pop(key, None)
+        if key in own:
+            state_dict[key] = own[key]
+    if model.num_classes:
+        _logger.warning(f'The classifier for {model.num_classes} classes is not in the checkpoint: it starts fresh.')
+
+
+def rename_keys(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Rename the keys of a checkpoint to the model's; our own are returned as they are.
+
+    Args:
+        state_dict: Tensors by key. Of a whole OpenMMLab classifier or detector only the backbone and ``head.fc`` are
+            kept.
+        model: The model that is to load it.
+    """
+    if any(key.startswith('backbone.') for key in state_dict):
+        kept = ('backbone.', 'head.fc.')
+        state_dict = {k.removeprefix('backbone.'): v for k, v in state_dict.items() if k.startswith(kept)}
+    rows = list(dict.fromkeys(row for _, attn, *_ in attention_sites(model) if (row := attention_of(attn))))
+    of_attention = _in_attention(model)
+
+    def rename(key: str) -> str:
+        key = model.rename_key(key)
+        if match := of_attention(key):
+            inside = match[2]
+            for row in rows:
+                inside = row.rename_key(inside)
+            key = match[1] + inside
+        return key
+
+    return {rename(key): value for key, value in state_dict.items()}
+
+
+def checkpoint_filter_fn(
+    state_dict: dict, model: nn.Module, with_head: bool = True, strict: bool = True
+) -> dict[str, torch.Tensor]:
+    """The hook of timm between reading a checkpoint and loading it: our keys, all of them, and no others.
+
+    timm itself loads without checks as soon as the number of classes differs, so the check is here. The weights of the
+    plain backbone, which know nothing of the attention, become a warm start: the attention starts as an exact identity.
+
+    Args:
+        state_dict: The checkpoint, plain or inside ``state_dict``, ``model`` or their EMA, with or without the
+            prefixes of DDP and ``torch.compile``.
+        model: The model that is to load it.
+        with_head: Whether the classifier is wanted; False for feature extractors.
+        strict: Raise where the checkpoint does not fit.
+
+    Returns:
+        The state dict in our keys; its classifier is still that of the checkpoint.
+
+    Raises:
+        CheckpointError: With ``strict``, if the checkpoint does not fit the model.
+    """
+    for wrapper in _WRAPPERS:
+        if isinstance(state_dict.get(wrapper), dict):
+            state_dict = state_dict[wrapper]
+            break
+    renamed = rename_keys(clean_state_dict(state_dict), model)
+    ignore = head_keys(model) if not with_head or has_new_head(model) else ()
+    # The stem may still be converted to another number of input channels.
+    stem = (f'{_cfg(model).get("first_conv")}.weight',)
+    check = partial(describe_misfit, model=model, ignore=ignore, any_shape=stem)
+    attention = attention_keys(model)
+    is_plain = bool(attention) and attention.isdisjoint(renamed)
+    if is_plain:
+        try:
+            renamed = warm_start(renamed, model)
+        except ValueError as e:
+            if strict:
+                raise CheckpointError(f'These weights of a plain backbone fit no warm start: {e}') from e
+            is_plain = False
+    message = check(renamed)
+    if strict and message is not None:
+        raise CheckpointError(message)
+    if is_plain:
+        _logger.info(f'{_name(model)}: weights of the plain backbone; the attention starts as an exact identity.')
+    return renamed
+
+
+def describe_misfit(
+    state_dict: dict, model: nn.Module, ignore: tuple[str, ...] = (), any_shape: tuple[str, ...] = ()
+) -> str | None:
+    """Message on what keeps a state dict from being loaded, None if it fits."""
+    own = {k: v.shape for k, v in model.state_dict().items() if k not in ignore}
+    given = {k: getattr(v, 'shape', None) for k, v in state_dict.items() if k not in ignore}
+    # torch fills in the counter of batch norm, which old checkpoints lack
+    missing = [k for k in own if k not in given and not k.endswith('.num_batches_tracked')]
+    unexpected = [k for k in given if k not in own]
+    misshaped = [k for k in own if k in given and k not in any_shape and own[k] != given[k]]
+    if not (missing or unexpected or misshaped):
+        return None
+    wrong = {'missing': missing, 'unexpected': unexpected}
+    parts = [f'{len(keys)} {what} ({_some(keys)})' for what, keys in wrong.items() if keys]
+    if misshaped:
+        shapes = [f'{k}: {_shape(given[k])} in the checkpoint, {_shape(own[k])} in the model' for k in misshaped]
+        parts.append(f'{len(misshaped)} of another shape ({_some(shapes, "; ")})')
+    hint = _hint(missing, [*missing, *unexpected, *misshaped], own, given, model)
+    return f'This checkpoint does not fit {_name(model)}. Tensors: {", ".join(parts)}. {hint}'
+
+
+def _some(items: list[str], separator: str = ', ', most: int = 3) -> str:
+    more = f'{separator}and {len(items) - most} more' if len(items) > most else ''
+    return separator.join(items[:most]) + more
+
+
+def _shape(shape) -> str:
+    return 'no tensor' if shape is None else 'x'.join(map(str, shape)) or 'a single number'
+
+
+def _hint(missing: list[str], wrong: list[str], own: dict, given: dict, model: nn.Module) -> str:
+    """The next step, derived from what does not fit."""
+    of_head = head_keys(model)
+    if set(wrong) <= set(of_head):
+        classes = given.get(of_head[0])
+        if not classes:
+            return (
+                'It holds no classifier: pass num_classes=0 for pooled features or your own number of classes for a '
+                'fresh classifier, or, with pretrained_cfg_overlay=dict(file=PATH), features_only=True.'
+            )
+        if of_head[0] in own:
+            return (
+                f'It was trained for {classes[0]} classes: pass num_classes={classes[0]}, and with pretrained=True '
+                f'also pretrained_cfg_overlay=dict(file=PATH, num_classes={classes[0]}).'
+            )
+        return 'The model has no classifier; pretrained_cfg_overlay=dict(file=PATH) leaves out that of the checkpoint.'
+    if hint := model.misfit_hint(wrong, own, given):
+        return hint
+    of_attention = _in_attention(model)
+    if not any(map(of_attention, given)) and missing == wrong and all(map(of_attention, missing)):
+        return (
+            'It looks like the checkpoint of the plain backbone, without the attention. For a warm start from it pass '
+            'pretrained=True and pretrained_cfg_overlay=dict(file=PATH).'
+        )
+    if len(own) - len(set(wrong) & own.keys()) < len(own) // 2:
+        return 'It looks like the checkpoint of another architecture.'
+    return 'Check that it belongs to this model and was made with the same arguments.'
+
+
+def _in_attention(model: nn.Module) -> Callable[[str], object]:
+    """Function that matches the keys of attention layers; its groups are the key up to the layer and within it."""
+    if not model.absorbs_gate:
+        return lambda key: None
+    return re.compile(rf'(.*?\.(?:{"|".join(model.absorbs_gate)})\.)(.*)').fullmatch
+
+
+def explain_unreadable(path: str) -> None:
+    """Read a checkpoint file again after a failure, to tell an unreadable file from one that does not fit.
+
+    Args:
+        path: File that was to be loaded.
+
+    Raises:
+        CheckpointError: If the file itself is the reason; returns where it can be read.
+    """
+    if not Path(path).exists():
+        raise CheckpointError(f'There is no checkpoint at {path!r}.')
+    if Path(path).is_dir():
+        raise CheckpointError(f"{path!r} is a directory, not a checkpoint file. Load a model folder by 'local-dir:'.")
+    try:
+        load_state_dict(path, weights_only=True)
+    except Exception as e:
+        raise CheckpointError(
+            f'Cannot read the checkpoint {path!r}: it is cut off or damaged, no checkpoint at all, or would run code '
+            f'when loaded, which is refused. Fetch it again, or ask its author for a safetensors file. ({e})'
+        ) from e
+
+
+def substitute(*rules: tuple[str, str | Callable[[re.Match], str]]) -> Callable[[str], str]:
+    """Function that applies rules, each a pattern and its replacement, to a key in their order."""
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+
+    def rename(key: str) -> str:
+        for pattern, replacement in compiled:
+            key = pattern.sub(replacement, key)
+        return key
+
+    return rename
+
+
+def block_name(index: int, depths: tuple[int, ...]) -> str:
+    """Running number of a block, from 0 -> ``stage.block``."""
+    for stage, depth in enumerate(depths):
+        if index < depth:
+            return f'{stage}.{index}'
+        index -= depth
+    return f'{len(depths)}.{index}'  # no such block: reported as unexpected
