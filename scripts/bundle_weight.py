@@ -5,7 +5,7 @@ r"""Put the better of several training runs into the package, with all their res
 
 A run is named by its seed and the output folder of timm's train.py, with ``last.pth.tar`` and ``summary.csv`` in it.
 Its top-1 is measured on the whole test split, in float32. The tensors are loaded strictly and written without the
-training state; the logs go to ``scripts/recipes/logs``.
+training state; the logs go to ``model_cards/data/logs``.
 """
 
 import argparse
@@ -15,18 +15,16 @@ import shutil
 from pathlib import Path
 
 import timm
+from common import LOGS, RECIPES, ROOT
 from measure_weights import cifar10_metric, measure_cost, measure_file, measure_top1, write_manifest
 from safetensors.torch import save_file
 from torch import nn
 
 from timm_attn.weights import Weight, bundled, weights
 
-ROOT = Path(__file__).parent.parent
-LOGS = Path('scripts/recipes/logs')
-
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write a model's tensors as safetensors; a crash leaves no half file under that name.
+    """Write a model's tensors as safetensors; a crash leaves no partial file under that name.
 
     Args:
         model: The model.
@@ -53,8 +51,7 @@ def main() -> None:
         seed, _, folder = run.partition('=')
         models[seed] = timm.create_model(arch, checkpoint_path=f'{folder}/last.pth.tar')
         seeds[seed] = round(measure_top1(models[seed], args.data_dir), 2)
-        logs.append((LOGS / f'{args.name}.seed{seed}.csv').as_posix())
-        (ROOT / LOGS).mkdir(exist_ok=True)
+        logs.append((LOGS / f'{args.name}.seed{seed}.csv').relative_to(ROOT).as_posix())
         shutil.copyfile(f'{folder}/summary.csv', ROOT / logs[-1])
         print(f'{args.name}, seed {seed}: top-1 {seeds[seed]:.2f} %', flush=True)
     best = max(seeds, key=seeds.get)
@@ -77,7 +74,7 @@ def _trained_row(row: Weight, name: str, file: str, seeds: dict, logs: list[str]
         license_url='https://www.apache.org/licenses/LICENSE-2.0',
         redistributable=True,
         dataset='uoft-cs/cifar10',
-        recipe='scripts/recipes/cifar10_resnet20.yaml',
+        recipe=(RECIPES / 'cifar10_resnet20.yaml').as_posix(),
         seeds=seeds,
         logs=tuple(logs),
         metrics=(cifar10_metric(max(seeds.values())),),

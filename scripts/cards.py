@@ -1,34 +1,18 @@
-"""Render the model cards, their index, the page of results and the README's tables, from the manifest and the logs.
+"""Model cards, in the Hub's format, from the manifest."""
 
-    python scripts/model_cards.py               # write what has changed
-    python scripts/model_cards.py --check       # change nothing; fail where a file differs from the manifest
-
-The plot needs matplotlib (the extra ``cards``).
-"""
-
-import argparse
-import re
 import statistics
-import sys
 import textwrap
-from pathlib import Path
 
-import performance
-import results
 import timm
 import yaml
+from common import ROOT
 from huggingface_hub import EvalResult, ModelCardData
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg, model_entrypoint
 
 from timm_attn.weights import Weight, weights
 
-ROOT = Path(__file__).parent.parent
-CARDS = ROOT / 'model_cards'
-README_MARK = r'(<!-- {0}: written by scripts/model_cards.py -->\n).*?(<!-- end of {0} -->)'
-KINDS = dict(
-    authors="the authors' own", warm_start='warm start, not fine-tuned', trained='trained here', untrained='none'
-)
+KINDS = dict(authors="the authors'", warm_start='warm start, not fine-tuned', trained='trained here', untrained='none')
 DATASETS = {'ILSVRC/imagenet-1k': 'ImageNet-1k', 'uoft-cs/cifar10': 'CIFAR-10'}
 
 MIT = """\
@@ -53,7 +37,6 @@ def render_card(weight: Weight) -> str:
             _usage(weight),
             _how_made(weight),
             _limitations(weight),
-            _family_table(weight),
             _citation(weight),
         ]
     )
@@ -87,7 +70,7 @@ def _front_matter(weight: Weight) -> str:
 
 
 def _base_model(weight: Weight) -> str | None:
-    """Hub id of the weight it starts from; one of this zoo has none of its own before it is published."""
+    """Hub id of the weight it starts from; one of this zoo has none before it is published."""
     return f'timm/{weight.base_weight}' if weight.base_weight and weight.base_weight not in weights() else None
 
 
@@ -98,8 +81,8 @@ def _about(weight: Weight) -> str:
 def _first_words(weight: Weight) -> str:
     if weight.kind == 'warm_start':
         return _fill(
-            f'The attention in these weights is untrained: it starts as an exact identity, so that the network '
-            f'computes what its plain backbone `{weight.base_weight}` does, bit for bit. '
+            f'The attention in these weights is untrained: it starts as an exact identity, so the network '
+            f'computes the same as its plain backbone `{weight.base_weight}`, bit for bit. '
             'Fine-tune it before you judge it.\n\n' + _about(weight)
         )
     return _about(weight)
@@ -111,7 +94,7 @@ def _details(weight: Weight) -> str:
         f'**Weights:** {KINDS[weight.kind]}',
         f'**Parameters:** {weight.params / 1e6:.2f} M',
         f'**Multiply-adds:** {weight.gmacs:.3f} G, **activations:** {weight.activations:.2f} M, for one image of '
-        f'{_size(weight)}; those of convolutions and matrix products',
+        f'{_size(weight)}; counted over convolutions and matrix products',
         f'**Images:** {_size(weight)}, mean {data["mean"]}, std {data["std"]}, crop {data["crop_pct"]}, '
         f'{data["interpolation"]}',
         f'**Classes:** {get_pretrained_cfg(weight.name).num_classes}, of {DATASETS[weight.dataset]}',
@@ -124,7 +107,7 @@ def _details(weight: Weight) -> str:
     if weight.git_blob_sha1:
         lines.insert(
             -1,
-            f'**Original file:** git blob `{weight.git_blob_sha1}`; on the Hub its tensors are in safetensors',
+            f'**Original file:** git blob `{weight.git_blob_sha1}`; on the Hub its tensors are stored as safetensors',
         )
     lines += [f'**{m.name.capitalize()}:** {str(m).removeprefix(m.name + " ")}' for m in weight.metrics]
     return '## Details\n\n' + _bullets(lines)
@@ -135,8 +118,8 @@ def _usage(weight: Weight) -> str:
     maps = timm.create_model(weight.arch, features_only=True, device='meta').feature_info.channels()
     return f"""## Usage
 
-`import timm_attn` registers the model in timm; without that line timm does not know the name, whether it is given
-alone, by `hf-hub:` or by `local-dir:`, and says "Unknown model".
+`import timm_attn` registers the model in timm. Without that line timm does not know the name, whether it is given
+alone, by `hf-hub:` or by `local-dir:`, and raises "Unknown model".
 
 ### Classification
 
@@ -144,7 +127,7 @@ alone, by `hf-hub:` or by `local-dir:`, and says "Unknown model".
 import timm, timm_attn, torch
 from PIL import Image
 
-# or 'hf-hub:OWNER/{weight.name}', where it has been published
+# or 'hf-hub:OWNER/{weight.name}', if it has been published
 model = timm.create_model('{weight.name}', pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
 with torch.inference_mode():
@@ -179,11 +162,11 @@ def _how_made(weight: Weight) -> str:
         )
     elif weight.kind == 'warm_start':
         text = (
-            f'The weights of the plain backbone come from {_link(weight.origin)}. The last layer in front of each '
-            f'gate of the attention is zero, which makes the gate sigmoid(0) = 0.5, and the layer beside the '
-            f'attention is multiplied by the power of two that undoes it. Powers of two are exact in floating point, '
-            f'so the logits are those of the backbone, and the zero layers receive gradients from the first step on. '
-            f'The other layers of the attention are freshly initialised.'
+            f'The weights of the plain backbone come from {_link(weight.origin)}. The last layer before each '
+            f'gate of the attention is zero, which makes the gate sigmoid(0) = 0.5, and the layer next to the '
+            f'attention is multiplied by the power of two that cancels it. Powers of two are exact in floating point, '
+            f'so the logits are those of the backbone, and the zero layers receive gradients from the first step. '
+            f'The other layers of the attention are freshly initialized.'
         )
     else:
         logs = ', '.join(f'`{log}`' for log in weight.logs)
@@ -201,13 +184,13 @@ def _seeds_sentence(weight: Weight) -> str:
         return f'Top-1 after the last epoch of the only run: {runs}.'
     mean, spread = seed_statistics(weight)
     return (
-        f'Top-1 after the last epoch: {runs}; mean {mean:.2f} %, spread (largest less smallest) {spread:.2f}. '
-        f'The better one is shipped, a choice that has seen the test images.'
+        f'Top-1 after the last epoch: {runs}; mean {mean:.2f} %, spread (largest minus smallest) {spread:.2f}. '
+        f'The better one is shipped, a choice made on the test images.'
     )
 
 
 def seed_statistics(weight: Weight) -> tuple[float, float]:
-    """Mean, and largest less smallest, of the top-1 of the runs."""
+    """Mean, and largest minus smallest, of the top-1 of the runs."""
     values = list(weight.seeds.values())
     return statistics.mean(values), max(values) - min(values)
 
@@ -215,53 +198,19 @@ def seed_statistics(weight: Weight) -> tuple[float, float]:
 def _limitations(weight: Weight) -> str:
     lines = list(weight.notes)
     if weight.kind == 'warm_start':
-        lines.insert(0, 'As it is, it is its plain backbone at a higher cost: only fine-tuning can give it more.')
+        lines.insert(0, 'Until it is fine-tuned, it is its plain backbone at a higher cost.')
     if weight.kind == 'authors':
-        lines.insert(0, 'The accuracy above is the reported one; it was not measured again here.')
+        lines.insert(0, 'The accuracy above is reported; it was not measured again here.')
     if weight.kind == 'trained':
         lines.insert(0, 'A small network for images of 32x32 pixels, for demonstrations and tests, not for production.')
         lines.insert(
             1,
-            'The images were re-encoded as JPEG by their source and the schedule is short: compare figures only with '
-            'those of the same recipe.',
+            'The images were re-encoded as JPEG by their source and the schedule is short: compare the figures only '
+            'with those of the same recipe.',
         )
     if weight.dataset == 'ILSVRC/imagenet-1k':
         lines.append('Trained on ImageNet-1k, with its biases and its terms of use.')
     return '## Limitations\n\n' + _bullets(lines)
-
-
-def _family(weight: Weight) -> list[Weight]:
-    module = model_entrypoint(weight.arch).__module__
-    return [w for w in weights().values() if w.kind != 'untrained' and model_entrypoint(w.arch).__module__ == module]
-
-
-def _family_table(weight: Weight) -> str:
-    return '## Comparison with its family\n\n' + weights_table(_family(weight))
-
-
-def weights_table(rows: list[Weight], links: str | None = None) -> str:
-    """Markdown table of weights.
-
-    Args:
-        rows: Rows of the manifest.
-        links: Folder of the cards that the names link to, none if None.
-    """
-    lines = ['| weight | kind | parameters (M) | GMACs | activations (M) | top-1 (%) |', '|---|---|---|---|---|---|']
-    for w in rows:
-        name = f'`{w.name}`' if links is None else f'[{w.name}]({links}{w.name}.md)'
-        lines.append(
-            f'| {name} | {KINDS[w.kind]} | {w.params / 1e6:.2f} | {w.gmacs:.3f} | {w.activations:.2f} | {_top1(w)} |'
-        )
-    return '\n'.join(lines)
-
-
-def _top1(weight: Weight) -> str:
-    metric = weight.top1
-    if metric is None:
-        return '-'
-    if metric.measured:
-        return f'{metric.value:.2f}, measured'
-    return f'{metric.value:.1f}, {"its backbone, " if weight.kind == "warm_start" else ""}reported'
 
 
 def _citation(weight: Weight) -> str:
@@ -317,82 +266,3 @@ def _bullets(lines: list[str]) -> str:
     wrap = textwrap.TextWrapper(120, initial_indent='- ', subsequent_indent='  ', break_long_words=False,
                                 break_on_hyphens=False)  # fmt: skip
     return '\n'.join(wrap.fill(line) for line in lines)
-
-
-def render_index() -> str:
-    """Index of the cards: the table of all weights and what the small networks show."""
-    rows = [w for w in weights().values() if w.kind != 'untrained']
-    text = f"""# Weights
-
-Rendered by `python scripts/model_cards.py` from `timm_attn/weights/manifest.json`, with a card for each weight.
-*Reported* figures are quoted; *measured* ones were measured by `scripts/measure_weights.py`. A warm start has its
-backbone's figure until it is fine-tuned.
-
-{weights_table(rows, links='')}
-
-What the attentions were worth under equal recipes: [RESULTS.md](RESULTS.md).
-"""
-    return text + f'\n## Speed\n\n{performance.section("")}\n'
-
-
-def render_readme() -> str:
-    """The README, with the present tables of weights and of speed."""
-    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-    rows = [w for w in weights().values() if w.kind != 'untrained']
-    tables = dict(
-        weights=weights_table(rows, links='model_cards/'), speed=performance.section('model_cards/', only_main=True)
-    )
-    for name, table in tables.items():
-        readme, found = re.subn(
-            README_MARK.format(name), lambda m, table=table: f'{m[1]}{table}\n{m[2]}', readme, flags=re.S
-        )
-        if found != 1:
-            raise ValueError(f'README.md has lost the marks between which the table of {name} stands.')
-    return readme
-
-
-def stale_files() -> dict[Path, str | None]:
-    """Files that differ from what the manifest renders, with the text they should have; None: is no card any more."""
-    wanted = {CARDS / f'{w.name}.md': render_card(w) for w in weights().values() if w.kind != 'untrained'}
-    wanted |= {CARDS / 'README.md': render_index(), results.PAGE: results.page(), ROOT / 'README.md': render_readme()}
-    stale: dict[Path, str | None] = {
-        path: text for path, text in wanted.items() if not path.exists() or path.read_text(encoding='utf-8') != text
-    }
-    return stale | {path: None for path in CARDS.glob('*.md') if path not in wanted}
-
-
-def stale_plots() -> list[Path]:
-    """Plots that show other data than the manifest and the benchmark hold."""
-    return results.stale_plots() + [performance.PLOT] * performance.plot_is_stale()
-
-
-def main() -> int:
-    """Run the command line; the exit status is 1 if ``--check`` finds a difference."""
-    parser = argparse.ArgumentParser(description='Render the model cards from the manifest.')
-    parser.add_argument('--check', action='store_true', help='change nothing; fail where a file differs')
-    args = parser.parse_args()
-    stale = stale_files()
-    if args.check:
-        names = [str(path.relative_to(ROOT)) for path in [*stale, *stale_plots()]]
-        if names:
-            message = f'Not what the manifest renders: {", ".join(names)}. Run python scripts/model_cards.py.'
-            print(message, file=sys.stderr)
-        return 1 if names else 0
-    CARDS.mkdir(exist_ok=True)
-    for path, text in stale.items():
-        if text is None:
-            path.unlink()
-        else:
-            path.write_text(text, encoding='utf-8')
-        print(path.relative_to(ROOT))
-    for path in stale_plots():
-        if path == performance.PLOT:
-            performance.write_plot()
-        else:
-            results.write_plot(path)
-        print(path.relative_to(ROOT))
-    return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,11 +1,11 @@
-r"""Run the comparisons behind model_cards/RESULTS.md: networks under one recipe, several seeds, with timm's train.py.
+r"""Run the comparisons of model_cards/RESULTS.md: networks under one recipe, several seeds, with timm's train.py.
 
     python scripts/evidence.py flowers12 --data-dir flowers12 --train-script pytorch-image-models/train.py
     python scripts/evidence.py imagenette128 --data-dir imagenette128 --train-script pytorch-image-models/train.py
 
-The first fits one CPU core, the second wants a GPU. Run it again after an interruption: finished runs are skipped, an
-unfinished one goes on from its last epoch. A run leaves its log in scripts/recipes/logs/NAME/ and its command in
-commands.txt there; ``python scripts/model_cards.py`` then renders the page. Options after ``--`` go to train.py as they
+The first fits one CPU core, the second needs a GPU. Run it again after an interruption: finished runs are skipped, an
+unfinished one resumes from its last epoch. A run leaves its log in model_cards/data/logs/NAME/ and its command in
+commands.txt there; ``python scripts/render.py`` then renders the page. Options after ``--`` go to train.py as they
 are, such as ``-- --device cpu``.
 """
 
@@ -22,13 +22,12 @@ from pathlib import Path
 from threading import Lock
 
 import yaml
+from common import LOGS, RECIPES, ROOT
 
-from timm_attn.curves import read_summary
-from timm_attn.finetune_options import positive_int
+from timm_attn.train.log import read_summary
+from timm_attn.train.options import positive_int
+from timm_attn.train.recipes import recipe_path
 
-ROOT = Path(__file__).parent.parent
-RECIPES = ROOT / 'scripts' / 'recipes'
-LOGS = RECIPES / 'logs'
 _ONE_AT_A_TIME = Lock()
 CIFAR_RESNETS = tuple(f'{attn}resnet20_cifar' for attn in ('', 'se_', 'cbam_', 'ca_', 'csa_', 'scsa_'))
 
@@ -41,7 +40,7 @@ class Experiment:
         name: Name of the experiment, and of the folder of its logs.
         title: Title of its section on the page.
         about: What was done, in a sentence or two.
-        recipe: File name of the recipe.
+        recipe: Name of the recipe.
         models: Networks in families, the plain backbone of each family first.
         starts: What the networks start from -> the options of train.py for it.
         seeds: Seeds of the runs.
@@ -58,7 +57,7 @@ class Experiment:
     @property
     def epochs(self) -> int:
         """Epochs of a run."""
-        return yaml.safe_load((RECIPES / self.recipe).read_text())['epochs']
+        return yaml.safe_load(recipe_path(self.recipe).read_text())['epochs']
 
     def runs(self) -> Iterator[tuple[str, str, int]]:
         """Model, start and seed of each run."""
@@ -74,11 +73,11 @@ class Experiment:
 
     @property
     def commands(self) -> Path:
-        """Where the commands of the runs are kept, one a line."""
+        """Where the commands of the runs are kept, one on each line."""
         return LOGS / self.name / 'commands.txt'
 
     def resumed(self) -> list[str]:
-        """Names of the runs that were interrupted and went on."""
+        """Names of the runs that were interrupted and resumed."""
         commands = map(shlex.split, read_lines(self.commands))
         return sorted(words[words.index('--experiment') + 1] for words in commands if '--resume' in words)
 
@@ -91,7 +90,7 @@ EXPERIMENTS = {
             title='Twelve flowers',
             about='Oxford Flowers, 12 classes of 60 training and 20 test images, at 48 px, for 30 epochs in bfloat16: '
             'from scratch, and from the CIFAR-10 weights of the same network.',
-            recipe='flowers12_resnet20.yaml',
+            recipe='flowers12_resnet20',
             models=(CIFAR_RESNETS,),
             starts={'scratch': (), 'cifar10': ('--pretrained',)},
             seeds=(0, 1, 2),
@@ -99,8 +98,8 @@ EXPERIMENTS = {
         Experiment(
             name='imagenette128',
             title='Imagenette',
-            about='Imagenette, ten classes of ImageNet, at 128 px for 50 epochs; wants a GPU.',
-            recipe='imagenette128.yaml',
+            about='Imagenette, ten classes of ImageNet, at 128 px for 50 epochs; needs a GPU.',
+            recipe='imagenette128',
             models=(
                 ('resnet50', 'seresnet50', 'csa_resnet50', 'scsa_resnet50'),
                 ('mobilenetv2_100', 'mbv2_se', 'mbv2_cbam', 'mbv2_ca', 'mbv2_scsa'),
@@ -142,16 +141,16 @@ def run(experiment: Experiment, model: str, start: str, seed: int, args: argpars
     name = log.stem
     folder = Path(args.output).resolve() / name
     options = [
-        '--config', f'scripts/recipes/{experiment.recipe}', '--device-modules', 'timm_attn', '--model', model,
+        '--config', f'{RECIPES}/{experiment.recipe}.yaml', '--device-modules', 'timm_attn', '--model', model,
         '--seed', str(seed), *experiment.starts[start], *args.options,
     ]  # fmt: skip
-    goes_on = (folder / 'last.pth.tar').exists()
+    resumes = (folder / 'last.pth.tar').exists()
 
     def command(script: str, data_dir: str, output: str) -> list[str]:
-        resume = ['--resume', f'{output}/{name}/last.pth.tar'] if goes_on else []
+        resume = ['--resume', f'{output}/{name}/last.pth.tar'] if resumes else []
         return [script, *options, '--data-dir', data_dir, '--output', output, '--experiment', name, *resume]
 
-    print(f'{name}: {"goes on" if goes_on else "starts"}', flush=True)
+    print(f'{name}: {"resumes" if resumes else "starts"}', flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / 'train.log').open('a') as output:
         places = (str(Path(path).resolve()) for path in (args.train_script, args.data_dir, folder.parent))
@@ -173,7 +172,7 @@ def run(experiment: Experiment, model: str, start: str, seed: int, args: argpars
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description='Run the comparisons behind model_cards/RESULTS.md.')
+    parser = argparse.ArgumentParser(description='Run the comparisons of model_cards/RESULTS.md.')
     parser.add_argument('experiment', choices=sorted(EXPERIMENTS))
     parser.add_argument('--data-dir', required=True, metavar='DIR', help='the data set, split into folders of classes')
     parser.add_argument('--train-script', required=True, metavar='FILE', help="timm's train.py")
@@ -185,7 +184,7 @@ def main() -> int:
     args = parser.parse_args(own, argparse.Namespace(options=options))
     for path in (args.data_dir, args.train_script):
         if not os.path.exists(path):
-            parser.error(f'there is no {path}')
+            parser.error(f'{path} does not exist')
     experiment = EXPERIMENTS[args.experiment]
     with ThreadPoolExecutor(args.jobs) as pool:
         finished = list(pool.map(lambda one: run(experiment, *one, args), experiment.runs()))

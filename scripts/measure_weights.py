@@ -2,7 +2,7 @@
 
     python scripts/measure_weights.py                              # parameters, multiply-adds, activations, files
     python scripts/measure_weights.py --data-dir cifar10           # also the accuracy of the weights in the package
-    python scripts/measure_weights.py --throughput                 # also images a second, a few minutes
+    python scripts/measure_weights.py --throughput                 # also images per second, a few minutes
 
 The accuracy is top-1 on the whole test split, in float32. Throughput is that of inference in float32, eager mode,
 beside the family's plain network in the same run: blocks of both alternate, and the medians count.
@@ -12,20 +12,22 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import statistics
 from contextlib import nullcontext
 from pathlib import Path
 
 import timm
 import torch
-from benchmark import REFERENCE, build, inference, machine, ratio, take_turns
+from benchmark import build, inference
+from common import write_text
+from timing import machine, ratio, take_turns
 from timm.data import create_dataset, create_loader, resolve_data_config
 from torch import nn
 
 from timm_attn.models import zoo_models
-from timm_attn.summary import count_cost
-from timm_attn.weights import MANIFEST, Metric, Weight, bundled, weights
+from timm_attn.models.info import count_cost
+from timm_attn.weights import Metric, Weight, bundled, plain_backbone, weights
+from timm_attn.weights.manifest import MANIFEST
 
 
 def measure_cost(weight: Weight) -> dict:
@@ -49,7 +51,7 @@ def measure_top1(model: nn.Module, data_dir: str | Path, split: str = 'test', ba
         model: The model.
         data_dir: Folder that holds the split, one folder a class.
         split: Name of the split's folder.
-        batch_size: Images a batch.
+        batch_size: Images in a batch.
 
     Raises:
         ValueError: If the folders are not the model's classes.
@@ -84,9 +86,9 @@ def cifar10_metric(top1: float) -> Metric:
 
 
 def measure_throughput(weight: Weight, turns: int = 25) -> dict:
-    """Images a second, and relative to the family's plain network."""
+    """Images per second, and relative to the family's plain network."""
     batch_size = 250 if weight.arch.endswith('_cifar') else 8
-    reference = REFERENCE[weight.arch]
+    reference = plain_backbone(weight.arch)
     images = torch.randn(batch_size, *weight.input_size)
     # by number, as a plain network is its own reference
     passes = {i: inference(build(name, images), images, nullcontext) for i, name in enumerate((reference, weight.arch))}
@@ -102,20 +104,18 @@ def measure_throughput(weight: Weight, turns: int = 25) -> dict:
 
 
 def write_manifest(rows: list[Weight]) -> None:
-    """Write the manifest: empty fields are left out, and a crash leaves the old one whole."""
+    """Write the manifest, without empty fields; a crash leaves the old one complete."""
     table = [
         {k: v for k, v in dataclasses.asdict(row).items() if v not in (None, ()) and v is not False} for row in rows
     ]
-    part = MANIFEST.with_suffix('.part')
-    part.write_text(json.dumps(table, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-    os.replace(part, MANIFEST)
+    write_text(MANIFEST, json.dumps(table, indent=2, ensure_ascii=False) + '\n')
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description='Measure the models and weights and write it into the manifest.')
     parser.add_argument('--data-dir', metavar='DIR', help='CIFAR-10 as DIR/test/<class>/*.jpg: measure the accuracy')
-    parser.add_argument('--throughput', action='store_true', help='measure images a second; wants an idle machine')
+    parser.add_argument('--throughput', action='store_true', help='measure images per second; needs an idle machine')
     parser.add_argument('--only', default='', metavar='FILTER', help='wildcard of models, such as "*_cifar"')
     args = parser.parse_args()
     rows = []

@@ -1,59 +1,65 @@
-"""What the README and the index of the cards say of speed, rendered from ``model_cards/benchmark.json``.
+"""What the documentation says about speed, rendered from ``model_cards/data/benchmark.json``.
 
-That file is written by ``scripts/benchmark.py``; ``scripts/model_cards.py`` calls this.
+That file is written by ``scripts/benchmark.py``; ``scripts/render.py`` calls this.
 """
 
 import json
-from pathlib import Path
 
-from benchmark import AS_PRINTED, QUICK_MODELS, REFERENCE, SE_VARIANT
-from pictures import is_stale, save
+from benchmark import REFERENCE_LAYERS, layers_with_formula
+from common import DATA, plot_is_stale, save_plot
 
-CARDS = Path(__file__).parent.parent / 'model_cards'
-RUNS = CARDS / 'benchmark.json'
-PLOT = CARDS / 'benchmark.png'
+RUNS = DATA / 'benchmark.json'
+PLOT = DATA / 'benchmark.png'
+MAIN = ('csa_resnet50', 'scsa_resnet50', 'mbv2_ca', 'mbv2_scsa', f'csa_resnet50{REFERENCE_LAYERS}')
 
 
-def section(links: str, only_main: bool = False) -> str:
-    """The section: tables of models and layers, the machine, the plot.
+def section(links: str) -> str:
+    """Everything that was measured: tables of models and layers, the machine of each run, the plot.
 
     Args:
-        links: Folder of the plot, seen from the file that the section stands in, with a slash at its end.
-        only_main: Only the main models in the plain setting, and the largest layers.
+        links: Folder of the plot, relative to the file that contains the section, ending in a slash.
     """
     parts = []
     for run in _runs():
-        if only_main:
-            run = _main_rows(run)
-        machine = run['machine']
-        where = (
-            f'{machine["device"]}, {machine["threads"]} threads, torch {machine["torch"]}, timm {machine["timm"]}, '
-            f'{machine["date"]}; median and range of {run["turns"]} turns'
-            + (f'; with `{machine["allocator"]}`' if machine['allocator'] else '')
-        )
         if run['models']:
-            parts.append(f'{_models_table(run["models"])}\n\n{where}.')
+            parts.append(f'{_models_table(run["models"])}\n\n{_where(run)}.')
         if run['layers']:
-            parts.append(f'{_layers_table(run["layers"])}\n\n{where}.')
+            parts.append(f'{_layers_table(run["layers"])}\n\n{_where(run)}.')
     if _growth():
         parts.append(f'![Time and memory of the layers as channels, map and batch grow]({links}{PLOT.name})')
     return '\n\n'.join(parts)
 
 
-def _main_rows(run: dict) -> dict:
+def _where(run: dict) -> str:
+    machine = run['machine']
+    return (
+        f'{machine["device"]}, {machine["threads"]} threads, torch {machine["torch"]}, timm {machine["timm"]}, '
+        f'timm-attn {machine["timm_attn"]}, {machine["date"]}; median and range of {run["turns"]} turns'
+        + (f'; with `{machine["allocator"]}`' if machine['allocator'] else '')
+    )
+
+
+def main_table() -> str:
+    """The main models in the plain setting, relative to their plain backbones: one row each."""
     plain = dict(mode='eager', dtype='float32', layout='contiguous', image_size=224)
-    references = {REFERENCE[name] for name in QUICK_MODELS}
-    models = [
-        row
-        for row in run['models']
-        if not run['machine']['allocator']
-        and row['reference'] in references
-        and row['model'].removesuffix(AS_PRINTED) in {*QUICK_MODELS, *references, *SE_VARIANT.values()}
-        and all(row[key] == value for key, value in plain.items())
-    ]
-    largest = {'CSA': 2048, 'SCSA': 512, 'CA': 1024}  # channels, about, of these layers' last maps in the main models
-    layers = [row for row in run['layers'] if row['shape'] == [8, largest[row['layer']], 7, 7]]
-    return {**run, 'models': models, 'layers': layers}
+    found: dict[tuple[str, str], tuple[dict, dict, dict]] = {}
+    for run in _runs():
+        if run['machine']['allocator']:
+            continue
+        rows = [row for row in run['models'] if all(row[key] == value for key, value in plain.items())]
+        references = {(row['model'], row['kind']): row for row in rows if row['model'] == row['reference']}
+        found |= {(r['model'], r['kind']): (r, references[r['reference'], r['kind']], run) for r in rows}
+    lines = ['| model | relative to | inference | training step | training memory |', '|---|---|---|---|---|']
+    used = []
+    for name in MAIN:
+        (inference, _, run), (training, reference, _) = found[name, 'inference'], found[name, 'training']
+        memory = training['peak_mb'] / reference['peak_mb']
+        lines.append(
+            f'| {name.replace(REFERENCE_LAYERS, " with its reference implementation")} | {inference["reference"]} '
+            f'| {_ratio(inference)} | {_ratio(training)} | {memory:.2f} |'
+        )
+        used += [_where(run)] * (_where(run) not in used)
+    return '\n'.join(lines) + f'\n\nEager, float32, batches of 8 at 224 px. {". ".join(used)}.'
 
 
 def _runs() -> list[dict]:
@@ -61,7 +67,7 @@ def _runs() -> list[dict]:
 
 
 def _models_table(rows: list[dict]) -> str:
-    """One line a model and setting, its inference beside its training step."""
+    """One line for each model and setting, with its inference and its training step."""
     by_line: dict[tuple, dict[str, dict]] = {}
     for row in rows:
         key = tuple(row[k] for k in ('model', 'reference', 'mode', 'dtype', 'layout', 'image_size', 'batch_size'))
@@ -84,18 +90,22 @@ def _cell(row: dict | None) -> str:
         return '-'
     if row['model'] == row['reference']:
         return f'{row["milliseconds"] / row["batch_size"]:.2f} ms an image'
+    return _ratio(row)
+
+
+def _ratio(row: dict) -> str:
     return f'{row["ratio"]:.2f} ({row["least"]:.2f} to {row["most"]:.2f})'
 
 
 def _layers_table(rows: list[dict]) -> str:
     lines = [
-        '| layer, kind | shape | ms | ms as printed | times as fast | MB | MB as printed |',
+        '| layer | shape | ms | ms, reference | times as fast | MB | MB, reference |',
         '|---|---|---|---|---|---|---|',
     ]
     lines += [
         f'| {row["layer"]}, {row["kind"]} | {"x".join(map(str, row["shape"]))} | {row["milliseconds"]:.2f} '
-        f'| {row["literal_milliseconds"]:.2f} | {row["speedup_ratio"]:.1f} ({row["speedup_least"]:.1f} to '
-        f'{row["speedup_most"]:.1f}) | {row["peak_mb"]:.1f} | {row["literal_peak_mb"]:.1f} |'
+        f'| {row["reference_milliseconds"]:.2f} | {row["speedup_ratio"]:.1f} ({row["speedup_least"]:.1f} to '
+        f'{row["speedup_most"]:.1f}) | {row["peak_mb"]:.1f} | {row["reference_peak_mb"]:.1f} |'
         for row in rows
     ]
     return '\n'.join(lines)
@@ -105,9 +115,9 @@ def _growth() -> list[dict]:
     return [row for run in _runs() for row in run['layers'] if row['kind'] == 'inference']
 
 
-def plot_is_stale() -> bool:
+def is_stale() -> bool:
     """Whether the plot shows other data than the runs hold."""
-    return is_stale(PLOT, _growth())
+    return plot_is_stale(PLOT, _growth())
 
 
 def write_plot() -> None:
@@ -121,16 +131,16 @@ def write_plot() -> None:
             ('batch, 256 channels of 14 x 14', 0, lambda s: s[1] == 256 and s[2] == 14),
         )
         for column, (label, dim, belongs) in enumerate(sweeps):
-            for color, layer in zip(('C0', 'C1', 'C2'), ('CSA', 'SCSA', 'CA'), strict=True):
+            for color, layer in ((f'C{i}', name) for i, name in enumerate(layers_with_formula())):
                 rows = [r for r in _growth() if r['layer'] == layer and belongs(r['shape'])]
                 rows.sort(key=lambda r: r['shape'][dim])
                 x = [r['shape'][dim] for r in rows]
-                for line, (here, printed) in enumerate(
-                    (('milliseconds', 'literal_milliseconds'), ('peak_mb', 'literal_peak_mb'))
+                for line, (here, reference) in enumerate(
+                    (('milliseconds', 'reference_milliseconds'), ('peak_mb', 'reference_peak_mb'))
                 ):
                     axis = axes[line][column]
                     axis.loglog(x, [r[here] for r in rows], color + 'o-', label=layer, base=2)
-                    axis.loglog(x, [r[printed] for r in rows], color + '.:', label=layer + AS_PRINTED, base=2)
+                    axis.loglog(x, [r[reference] for r in rows], color + '.:', label=layer + REFERENCE_LAYERS, base=2)
                     axis.grid(alpha=0.3)
             axes[1][column].set_xlabel(label)
         axes[0][0].set_ylabel('inference, ms')
@@ -138,4 +148,4 @@ def write_plot() -> None:
         axes[0][0].legend()
         return figure
 
-    save(PLOT, _growth(), draw)
+    save_plot(PLOT, _growth(), draw)

@@ -1,22 +1,18 @@
 """Publish the weights to the Hugging Face Hub: one model repository for each row of the manifest.
 
-    python scripts/release.py build OUT                    # a folder for each weight, as the Hub wants it
+    python scripts/release.py build OUT                    # a folder for each weight, in the format of the Hub
     python scripts/release.py verify OUT                   # load each folder, compare with what was built
     python scripts/release.py push OUT --org ORG --dry-run # what would be uploaded
     python scripts/release.py push OUT --org ORG           # upload what differs; again after an interruption
     python scripts/release.py check --org ORG              # download each from the Hub and verify it
-    python scripts/release.py export RUN OUT               # a training run of your own as such a folder
 
 ``--only 'csa_*'`` limits every command to some weights. Uploading needs a token (``hf auth login`` or HF_TOKEN).
 Building needs the weights' sources: the network, or the caches. Weights whose licence does not allow it are neither
-built nor pushed. ``export`` takes the output folder of timm's train.py or of ``python -m timm_attn finetune``; what it
-writes loads by ``local-dir:OUT``, and ``hf upload ORG/NAME OUT`` puts it on the Hub.
+built nor pushed.
 """
 
 import argparse
 import fnmatch
-import json
-import os
 import shutil
 import sys
 import tempfile
@@ -26,16 +22,18 @@ from pathlib import Path
 import timm
 import torch
 from bundle_weight import save_weights
+from cards import render_card
+from common import write_text
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.utils import RepositoryNotFoundError
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model_cards import render_card
-from timm_attn.download import DownloadError, explain, is_from_the_hub
-from timm_attn.export import export_run, whole_folder
-from timm_attn.weights import Weight, bundled, weights
+from timm_attn.cli import main as timm_attn_command
+from timm_attn.train.export import atomic_folder
+from timm_attn.weights import DownloadError, Weight, bundled, weights
+from timm_attn.weights.download import explain, is_from_the_hub
 
 FILES = ('model.safetensors', 'config.json', 'README.md', 'test_io.safetensors')
 SUMS = 'SHA256SUMS'
@@ -60,7 +58,7 @@ def outputs(model: torch.nn.Module, images: torch.Tensor) -> dict[str, torch.Ten
 
 
 def build(weight: Weight, out: Path) -> str:
-    """Write the folder of a weight; the previous one stays until the new one is whole.
+    """Write the folder of a weight; the previous one is kept until the new one is complete.
 
     Args:
         weight: Row of the manifest.
@@ -71,7 +69,7 @@ def build(weight: Weight, out: Path) -> str:
     """
     torch.manual_seed(0)  # a warm start has fresh layers; every build draws the same
     model = timm.create_model(weight.name, pretrained=True).eval()
-    with whole_folder(out / weight.name) as part:
+    with atomic_folder(out / weight.name) as part:
         timm.models.save_for_hf(model, part, safe_serialization=True)
         if weight.file:
             shutil.copyfile(bundled(weight.file), part / 'model.safetensors')
@@ -94,10 +92,8 @@ def read_sums(out: Path) -> dict[str, str]:
 
 
 def write_sums(out: Path, sums: dict[str, str]) -> None:
-    """Write the checksums; a crash leaves the old ones whole."""
-    part = out / f'{SUMS}.part'
-    part.write_text(''.join(f'{sha}  {name}\n' for name, sha in sorted(sums.items())), encoding='utf-8')
-    os.replace(part, out / SUMS)
+    """Write the checksums; a crash leaves the old ones complete."""
+    write_text(out / SUMS, ''.join(f'{sha}  {name}\n' for name, sha in sorted(sums.items())))
 
 
 def check_folder(weight: Weight, out: Path) -> Path:
@@ -108,7 +104,7 @@ def check_folder(weight: Weight, out: Path) -> Path:
     """
     folder, sums = out / weight.name, read_sums(out)
     if not folder.is_dir():
-        raise ReleaseError(f'there is no {folder}; build it first')
+        raise ReleaseError(f'{folder} does not exist; build it first')
     surplus = sorted(p.name for p in folder.iterdir() if p.name not in FILES)
     if surplus:
         raise ReleaseError(f'{folder} also holds {", ".join(surplus)}; build it again')
@@ -226,26 +222,6 @@ def check(weight: Weight, org: str) -> str:
     return f'loads from the Hub, outputs within {deviation:.1e}'
 
 
-def export(run: Path, out: Path, labels: Path | None, checkpoint: str) -> None:
-    """Write a training run as a folder that loads by ``local-dir:`` and can be uploaded.
-
-    Args:
-        run: Output folder of the run.
-        out: Folder to write.
-        labels: File with the names of the classes, one a line; None takes those of the run's data set, if known.
-        checkpoint: File in ``run``.
-
-    Raises:
-        ReleaseError: If ``out`` exists.
-    """
-    if out.exists():
-        raise ReleaseError(f'{out} exists: name another folder.')
-    names = labels.read_text(encoding='utf-8').split('\n') if labels else None
-    model = export_run(run, out, names and [name.strip() for name in names if name.strip()], checkpoint)
-    named = 'label_names' in json.loads((out / 'config.json').read_text(encoding='utf-8'))
-    print(f'{out}: {model.num_classes} classes, {"with" if named else "without (see --labels)"} names')
-
-
 def selected(pattern: str) -> list[Weight]:
     """Weights that may be published and match a wildcard.
 
@@ -293,6 +269,10 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 where a weight failed, or 2 where the input was wrong.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ['export']:
+        print('release.py export is deprecated, use: timm-attn export RUN OUT', file=sys.stderr)
+        return timm_attn_command(argv)
     parser = argparse.ArgumentParser(description='Publish the weights to the Hugging Face Hub.')
     commands = parser.add_subparsers(required=True, dest='command', metavar='COMMAND')
     for name, text in dict(
@@ -310,19 +290,8 @@ def main(argv: list[str] | None = None) -> int:
             p.add_argument('--private', action='store_true', help='create new repositories as private ones')
             p.add_argument('--dry-run', action='store_true', help='only tell what would be uploaded')
         p.add_argument('--only', default='', metavar='FILTER', help="wildcard of weights, such as 'csa_*'")
-    text = 'write a training run as a folder for the Hub'
-    p = commands.add_parser('export', help=text, description=text)
-    p.add_argument('run', type=Path, metavar='RUN', help='output folder of a training run')
-    p.add_argument('out', type=Path, metavar='OUT', help='folder to write, which must not exist')
-    p.add_argument('--labels', type=Path, metavar='FILE', help='names of the classes in their order, one a line')
-    p.add_argument(
-        '--checkpoint', default='model_best.pth.tar', metavar='FILE', help='file in RUN (default: %(default)s)'
-    )
     args = parser.parse_args(argv)
     try:
-        if args.command == 'export':
-            export(args.run, args.out, args.labels, args.checkpoint)
-            return 0
         if args.command == 'build':
             args.out.mkdir(parents=True, exist_ok=True)
             failed = run_all(lambda w: build(w, args.out), args.only)

@@ -4,16 +4,15 @@ import statistics
 import textwrap
 from pathlib import Path
 
+from common import CARDS, DATA, RECIPES, plot_is_stale, save_plot
 from evidence import EXPERIMENTS, Experiment, is_finished
-from pictures import is_stale, save
 
-from timm_attn.curves import read_summary
+from timm_attn.train.log import read_summary
 from timm_attn.weights import Weight, weights
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / 'model_cards' / 'RESULTS.md'
-PLOT = ROOT / 'model_cards' / 'results.png'
-CIFAR_PLOT = ROOT / 'model_cards' / 'cifar10.png'
+PAGE = CARDS / 'RESULTS.md'
+PLOT = DATA / 'results.png'
+CIFAR_PLOT = DATA / 'cifar10.png'
 
 Runs = dict[str, dict[int, float]]
 """Network -> seed -> top-1 (%) after the last epoch; the plain backbone first."""
@@ -44,7 +43,7 @@ def spread(values: list[float]) -> str:
 
 
 def verdict(values: list[float], plain: list[float]) -> str:
-    """Difference of two means, and whether a t-test (equal variances, two-sided, 95 %) tells it from chance."""
+    """Difference of two means, and whether it is significant in a t-test (equal variances, two-sided, 95 %)."""
     difference = statistics.mean(values) - statistics.mean(plain)
     if min(len(values), len(plain)) < 2:
         return f'{difference:+.2f}, one seed'
@@ -70,16 +69,16 @@ def table(runs: Runs) -> str:
 
 
 def helps(runs: Runs) -> str:
-    """What the table says of the attentions, in a sentence."""
+    """What the table says about the attentions, in a sentence."""
     plain, *others = runs
     words: dict[str, list[str]] = {'higher': [], 'lower': [], 'no clear difference': [], 'one seed': []}
     for model in others:
         words[verdict(list(runs[model].values()), list(runs[plain].values())).split(', ')[1]].append(model)
     said = {
-        'higher': 'Higher than plain',
-        'lower': 'Lower than plain',
+        'higher': 'Higher than the plain network',
+        'lower': 'Lower than the plain network',
         'no clear difference': 'No clear difference',
-        'one seed': 'Not to be told from one seed',
+        'one seed': 'Only one seed',
     }
     sentences = [f'{said[word]}: {", ".join(models)}.' for word, models in words.items() if models]
     return textwrap.fill(' '.join(sentences), 120)
@@ -98,17 +97,20 @@ def page() -> str:
     small = [w for w in weights().values() if w.seeds]
     settings = sorted({w.throughput['setting'] for w in small if w.throughput})
     runs = cifar_runs()
+    about = (
+        f'ResNet-20 for 12 epochs, far from convergence (`{small[0].recipe}`). The weights of these runs ship with the '
+        'package. Measured again in float32 on the 10,000 test images.'
+    )
     text = f"""# Results
 
-What the attentions were worth where everything else was equal: one recipe for all networks, several seeds, top-1 on the
-test images after the last epoch, no epoch chosen. Rendered by `python scripts/model_cards.py` from the logs in
-`scripts/recipes/logs`. ± is the standard deviation over the seeds; *higher* and *lower* stand where a t-test (95 %)
-tells the difference to the plain network from chance. With two or three seeds, only large differences are.
+How much the attentions help when everything else is equal: one recipe for all networks, several seeds, top-1 on the
+test images after the last epoch; no epoch was chosen. Rendered by `python scripts/render.py` from the logs in
+`model_cards/data/logs`. ± is the standard deviation over the seeds. *Higher* and *lower* mark differences from the
+plain network that are significant in a t-test (95 %). With two or three seeds, only large differences are.
 
 ## CIFAR-10 from scratch
 
-ResNet-20 for 12 epochs, far from convergence (`{small[0].recipe}`); the weights of these runs ship with
-the package. Measured again in float32 on the 10,000 test images.
+{textwrap.fill(about, 120)}
 
 {table(runs)}
 
@@ -118,7 +120,7 @@ the package. Measured again in float32 on the 10,000 test images.
 
 Throughput: inference, {'; '.join(settings)}.
 
-![Top-1 against multiply-adds and against throughput](cifar10.png)
+![Top-1 against multiply-adds and against throughput](data/cifar10.png)
 """
     missing = []
     for experiment in EXPERIMENTS.values():
@@ -131,13 +133,13 @@ Throughput: inference, {'; '.join(settings)}.
         if not sections:
             missing.append(experiment)
             continue
-        commands = f'scripts/recipes/logs/{experiment.name}/commands.txt'
-        about = f'{experiment.about} Recipe: `scripts/recipes/{experiment.recipe}`; commands: `{commands}`.'
+        commands = f'model_cards/data/logs/{experiment.name}/commands.txt'
+        about = f'{experiment.about} Recipe: `{RECIPES}/{experiment.recipe}.yaml`; commands: `{commands}`.'
         if resumed := experiment.resumed():
             about += f' Interrupted and resumed: {", ".join(resumed)}.'
         text += f'\n## {experiment.title}\n\n{textwrap.fill(about, 120)}\n{sections}'
     if plot_data():
-        text += '\n## All of it\n\n![Top-1 of each network, mean and range over the seeds](results.png)\n'
+        text += '\n## All results\n\n![Top-1 of each network, mean and range over the seeds](data/results.png)\n'
     for experiment in missing:
         command = f'python scripts/evidence.py {experiment.name} --data-dir DIR --train-script train.py'
         text += f'\n## Not run yet: {experiment.title}\n\n{experiment.about} To run it: `{command}`.\n'
@@ -218,10 +220,10 @@ PLOTS = {PLOT: (plot_data, _draw), CIFAR_PLOT: (cifar_plot_data, _draw_cifar)}
 
 def stale_plots() -> list[Path]:
     """Plots that show other data than the logs and the manifest hold."""
-    return [path for path, (data, _) in PLOTS.items() if is_stale(path, data())]
+    return [path for path, (data, _) in PLOTS.items() if plot_is_stale(path, data())]
 
 
 def write_plot(path: Path) -> None:
     """Draw one of the plots."""
     data, draw = PLOTS[path]
-    save(path, data(), draw)
+    save_plot(path, data(), draw)

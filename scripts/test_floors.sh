@@ -3,8 +3,8 @@
 # Needs Python 3.10, named by PYTHON310 if it is not on the path as python3.10.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-floors="$(sed -n '/^dependencies = \[/,/^\]/s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' pyproject.toml)"
 [ -x .venv-floors/bin/python ] || "${PYTHON310:-python3.10}" -m venv .venv-floors
-# shellcheck disable=SC2086
-.venv-floors/bin/python -m pip install --quiet --disable-pip-version-check $floors 'numpy<2' pytest pytest-timeout matplotlib --editable .
+bash scripts/floors.sh >.venv-floors/constraints.txt
+.venv-floors/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-floors/constraints.txt \
+    pytest pytest-timeout matplotlib --editable .
 exec .venv-floors/bin/python -m pytest "$@"

@@ -21,4 +21,4 @@ if [ ! -f "$tests/tests/test_models.py" ]; then
 fi
 export PYTHONPATH="$PWD/scripts" TORCH_BACKEND=timm_attn ZOO_FILTER="${1:-}" OMP_NUM_THREADS=1
 cd "$tests"
-exec ../bin/python -m pytest -q -n 2 --dist worksteal -p timm_conformance_plugin -W ignore tests/test_models.py
+exec ../bin/python -m pytest -q -n 2 --dist worksteal -p timm_conformance -W ignore tests/test_models.py

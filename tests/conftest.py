@@ -1,6 +1,4 @@
 import os
-import sys
-from pathlib import Path
 
 os.environ['HF_HUB_OFFLINE'] = '1'  # no test may depend on the network; read when huggingface_hub is imported
 if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -10,8 +8,6 @@ import pytest
 import torch
 
 import timm_attn  # noqa: F401  registers the models
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / 'scripts')]
 
 
 @pytest.fixture(autouse=True)

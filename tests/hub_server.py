@@ -87,7 +87,7 @@ class Hub:
         self._server.server_close()
 
     def add(self, repo_id: str, **files: bytes) -> str:
-        """Commit files to a repository, created if need be; in their names ``__`` stands for the dot."""
+        """Commit files to a repository, created if necessary; in their names ``__`` means a dot."""
         repo = self.repos.setdefault(repo_id, Repo())
         kept = repo.commits[-1][2] if repo.commits else {}
         return repo.commit('added', {**kept, **{name.replace('__', '.'): data for name, data in files.items()}})
@@ -160,7 +160,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.send(status, json.dumps(data).encode(), Content_Type='application/json')
 
         def file(self, content: bytes | None, **headers: str) -> None:
-            """Serve a file, whole or from an offset on; here transfers go wrong."""
+            """Serve a file, all of it or from an offset; faults of transfers happen here."""
             if content is None:
                 return self.send(404, b'no such file', X_Error_Code='EntryNotFound')
             if self.fault == 'wrong bytes':

@@ -251,7 +251,7 @@ def test_unreadable_files(content, suffix, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_paths_that_are_no_files(tmp_path):
+def test_paths_that_are_not_files(tmp_path):
     with pytest.raises(CheckpointError, match='no checkpoint at'):
         load_file('csa_resnet18', tmp_path / 'absent.pth')
     with pytest.raises(CheckpointError, match='local-dir:'):

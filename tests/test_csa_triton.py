@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from timm_attn.kernels import csa, csa_triton
+from timm_attn.kernels import csa_strips, csa_triton
 from timm_attn.layers import CSA
 
 pytest.importorskip('triton')
@@ -66,18 +66,18 @@ def check_is_available():
 @pytest.mark.parametrize('mode', csa_triton.MODES)
 def check_equals_cpu_path(mode, shape, dtype, layout):
     x, z = feature_map(shape, dtype, layout)
-    expected = csa._by_strips(x, z, mode, None)
+    expected = csa_strips.neighbours(x, z, mode, None)
     actual = csa_triton.neighbours(x, z, mode, None)
     assert_equal(actual, expected, tol=1e-5)
     assert all(map(torch.equal, csa_triton.neighbours(x, z, mode, None), actual))  # the same in every run
     mean_dist = expected[1] * 0.7
-    assert_equal(csa_triton.neighbours(x, z, mode, mean_dist), csa._by_strips(x, z, mode, mean_dist), tol=1e-5)
+    assert_equal(csa_triton.neighbours(x, z, mode, mean_dist), csa_strips.neighbours(x, z, mode, mean_dist), tol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def check_large_tiles(dtype):  # those of half precision; the last one holds 8 channels
     x, z = feature_map((1, 520, 2, 3), dtype)
-    assert_equal(csa_triton.neighbours(x, z, 'hybrid', None), csa._by_strips(x, z, 'hybrid', None), tol=1e-5)
+    assert_equal(csa_triton.neighbours(x, z, 'hybrid', None), csa_strips.neighbours(x, z, 'hybrid', None), tol=1e-5)
 
 
 @pytest.mark.parametrize('channels', [1, 64, 65, 129, 257])
@@ -96,7 +96,7 @@ def check_every_pair_of_channels_meets_once(channels):
 def check_any_strides():
     base, z = torch.randn(5, 3, 50), torch.randn(3, 50)
     for x in (base.permute(1, 2, 0), base.permute(1, 2, 0)[:, :, ::2], base[0, :, :, None].expand(3, 50, 4)):
-        assert_equal(csa_triton.neighbours(x, z, 'l2', None), csa._by_strips(x, z, 'l2', None), tol=1e-5)
+        assert_equal(csa_triton.neighbours(x, z, 'l2', None), csa_strips.neighbours(x, z, 'l2', None), tol=1e-5)
 
 
 @pytest.mark.parametrize('mode', csa_triton.MODES)
@@ -120,7 +120,9 @@ def check_constant_map(mode, value):
 def check_nan_is_not_lost(mode):
     x, z = feature_map((2, 6, 2, 2))
     x[0, 3, 1] = torch.nan
-    for actual, expected in zip(csa_triton.neighbours(x, z, mode, None), csa._by_strips(x, z, mode, None), strict=True):
+    for actual, expected in zip(
+        csa_triton.neighbours(x, z, mode, None), csa_strips.neighbours(x, z, mode, None), strict=True
+    ):
         torch.testing.assert_close(actual, expected, equal_nan=True)
 
 
@@ -156,7 +158,7 @@ def test_on_gpu(mode, dtype):
             x_gpu, z_gpu = x.cuda(), z.cuda()
             if not csa_triton.is_available(x_gpu):
                 pytest.skip('the kernel does not serve this GPU or its software')
-            expected = csa._by_strips(x.float(), z, mode, None)
+            expected = csa_strips.neighbours(x.float(), z, mode, None)
             actual = csa_triton.neighbours(x_gpu, z_gpu, mode, None)
             assert_equal(actual, expected, tol=1e-4)  # tensor cores round towards zero
             assert all(map(torch.equal, csa_triton.neighbours(x_gpu, z_gpu, mode, None), actual))

@@ -1,4 +1,4 @@
-"""python -m timm_attn finetune: what it learns and leaves behind, interruptions, and data sets that are not ones."""
+"""timm-attn finetune: what it learns and writes, interruptions, and folders that cannot be trained on."""
 
 import argparse
 import os
@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import release
 import timm
 import torch
 import yaml
@@ -21,9 +20,10 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 from timm.utils import CheckpointSaver
 
-from timm_attn.train import image_folder
 from timm_attn.cli import main
+from timm_attn.train import image_folder
 from timm_attn.train.log import read_summary
+from timm_attn.train.recipes import recipe_path
 
 ROOT = Path(__file__).parent.parent
 COLOURS = {'blue': (30, 40, 200), 'green': (30, 180, 60), 'red': (200, 40, 30)}
@@ -96,7 +96,7 @@ def test_every_option_at_once(model, data):
     options = [
         '--pretrained-path', 'five.pth', '--amp', '--channels-last', '--grad-checkpointing', '--model-ema',
         '--drop', 0.1, '--drop-path', 0.1, '--clip-grad', 1, '--mixup', 0.1, '--cutmix', 0.5, '--aa',
-        'rand-m5', '--opt', 'nesterov', '--sched', 'step', '--no-sched-on-updates', '--checkpoint-hist', 2,
+        'rand-m5', '--opt', 'nesterov',
     ]  # fmt: skip
     if Version(torch.__version__) >= Version('2.5'):  # 2.4 fails to compile dropout inside recomputed blocks
         options += ['--torchcompile', 'aot_eager']
@@ -106,9 +106,21 @@ def test_every_option_at_once(model, data):
     rows = read_summary(Path('runs/run/summary.csv'))
     assert [row['epoch'] for row in rows] == [0, 1, 2]
     assert all(torch.tensor(list(row.values())).isfinite().all() for row in rows)
-    assert len(list(Path('runs/run').glob('checkpoint-*'))) == 2
+    assert len(list(Path('runs/run').glob('checkpoint-*'))) == 1
     best = torch.load('runs/run/model_best.pth.tar')
     assert all(torch.equal(best['state_dict_ema'][key], value) for key, value in weights().items())
+
+
+def test_run_of_an_earlier_version_resumes(data):
+    """Options that finetune no longer has keep the values of the run."""
+    assert finetune('data', *SMALL, '--epochs', 1) == 0
+    path = Path('runs/run/args.yaml')
+    options = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(options | dict(sched='step', sched_on_updates=False, checkpoint_hist=2, epochs=3)))
+    assert finetune('--resume', 'runs/run') == 0
+    assert yaml.safe_load(path.read_text())['sched'] == 'step'
+    assert len(list(Path('runs/run').glob('checkpoint-*'))) == 2
+    assert len(read_summary(Path('runs/run/summary.csv'))) == 3
 
 
 def test_attention_alone(data):
@@ -198,10 +210,10 @@ def test_resume_refuses_what_does_not_belong(data, capsys):
         (('more', '--resume', 'runs/run'), 'they differ in rot'),
         (('--resume', 'data'), 'no args.yaml'),
         (('--resume', 'runs/bare', '--epochs', '2'), 'cannot be used'),
-        (('data', *SMALL), 'holds a run already'),
+        (('data', *SMALL), 'has a run already'),
         (('--resume', 'runs/run', '--model', 'se_resnet20_cifar'), 'has model: csa_resnet20_cifar'),
         (('--resume', 'runs/run', '--lr', '0.1'), 'has lr: 0.002'),
-        (('--resume', 'runs/run', '--model-kwargs', 'foo=1'), 'Begin a new one'),
+        (('--resume', 'runs/run', '--model-kwargs', 'foo=1'), 'Start a new run'),
     ):
         assert finetune(*args) == 2
         assert message in capsys.readouterr().err
@@ -224,7 +236,7 @@ def test_full_disk(data, capsys, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     message = capsys.readouterr().err
-    assert 'make space' in message
+    assert 'free some space' in message
     assert '--resume runs/run' in message
     assert Path('runs/run/last.pth.tar').read_bytes() == last
     assert not Path('runs/run/tmp.pth.tar').exists()
@@ -249,16 +261,19 @@ def test_broken_images_are_named_and_left_out(data, caplog, capsys):
 
 
 BAD_DATA = {
-    'nothing there': (lambda d: shutil.rmtree(d), 'not there'),
-    'a file': (lambda d: (shutil.rmtree(d), d.write_text('')), 'no folder'),
+    'nothing there': (lambda d: shutil.rmtree(d), 'does not exist'),
+    'a file': (lambda d: (shutil.rmtree(d), d.write_text('')), 'is not a directory'),
     'empty folder': (lambda d: [shutil.rmtree(p) for p in d.iterdir()], 'no images'),
-    'one class': (lambda d: [shutil.rmtree(d / c) for c in ('red', 'blue')], "one class only, 'green'"),
-    'class without images': (lambda d: (d / 'yellow').mkdir(), 'yellow, has no images'),
-    'class of broken images': (lambda d: [p.write_text('') for p in (d / 'red').iterdir()], 'red, has no images'),
-    'loose image': (lambda d: shutil.copy(d / 'red' / '1.jpg', d), 'does not lie directly in the folder of a class'),
-    'nested classes': (lambda d: shutil.copytree(d / 'red', d / 'blue' / 'day'), 'does not lie directly'),
+    'one class': (lambda d: [shutil.rmtree(d / c) for c in ('red', 'blue')], "only one class, 'green'"),
+    'class without images': (lambda d: (d / 'yellow').mkdir(), 'yellow has no readable images'),
+    'class of broken images': (
+        lambda d: [p.write_text('') for p in (d / 'red').iterdir()],
+        'red has no readable images',
+    ),
+    'loose image': (lambda d: shutil.copy(d / 'red' / '1.jpg', d), 'is not directly inside the folder of a class'),
+    'nested classes': (lambda d: shutil.copytree(d / 'red', d / 'blue' / 'day'), 'is not directly inside'),
     'hidden folder': (lambda d: shutil.copytree(d / 'red', d / '.checkpoints'), 'is hidden'),
-    'no share': (lambda d: None, 'no share of the images', '--val-fraction', '1.5'),
+    'no share': (lambda d: None, 'must be between 0 and 1', '--val-fraction', '1.5'),
     'one image a class': (
         lambda d: [p.unlink() for p in d.rglob('*.jpg') if p.stem != '0'],
         'a single image of each class',
@@ -286,7 +301,7 @@ def test_unknown_class_in_validation(data, capsys):
     assert "no folder 'test' for validation; it has: train, val" in capsys.readouterr().err
 
 
-PAPER = ROOT / 'scripts/recipes/csa_resnet_in1k.yaml'
+PAPER = recipe_path('csa_resnet_in1k')
 BAD_OPTIONS = {
     'no folder': ((), 'Name the folder'),
     'unknown model': (('data', '--output', 'runs', '--model', 'csa_resnet20_cifr'), 'csa_resnet20_cifar'),
@@ -295,7 +310,7 @@ BAD_OPTIONS = {
     'other config': (('data', *SMALL, '--config', PAPER), "only timm's train.py knows"),
     'unknown part': (('data', *SMALL, '--model-kwargs', 'trainable=neck'), 'attention,head'),
     'unknown argument': (('data', *SMALL, '--model-kwargs', 'foo=1'), 'foo'),
-    'batch of one': (('data', *SMALL, '-b', '1'), '2 images or more'),
+    'batch of one': (('data', *SMALL, '-b', '1'), 'at least 2 images'),
 }
 
 
@@ -311,10 +326,11 @@ def test_config_is_checked_like_options(data, capsys):
     for text in ('', '- epochs'):
         Path('my.yaml').write_text(text)
         assert finetune('data', *SMALL, '--config', 'my.yaml') == 2
-        assert 'holds no options' in capsys.readouterr().err
+        assert 'contains no options' in capsys.readouterr().err
     for text, message in (
-        ('epochs: 0', 'not a number from 1 up'),
-        ('sched: plateau', 'choose from'),
+        ('epochs: 0', 'not a positive integer'),
+        ('sched: plateau', 'sched: plateau'),
+        ('amp_dtype: int8', 'choose from'),
         ('amp: maybe', "'maybe'"),
         ('scale: 3', 'expected 2 arguments'),
         ('lr: [1, 2]', 'unrecognized arguments: 2'),
@@ -334,7 +350,7 @@ def test_loss_that_is_not_finite_stops_the_run(data, capsys):
 
 @pytest.fixture
 def train_py_run(data):
-    """What timm's train.py leaves behind."""
+    """What a run of timm's train.py writes."""
     model = timm.create_model('scsa_resnet20_cifar', num_classes=3)
     options = dict(
         model='scsa_resnet20_cifar', num_classes=3, data_dir='data', dataset='', class_map='', train_split='train',
@@ -351,7 +367,7 @@ def train_py_run(data):
 
 
 def test_a_run_of_train_py_becomes_a_folder(train_py_run, capsys):
-    assert release.main(['export', 'run', 'mine']) == 0
+    assert main(['export', 'run', 'mine']) == 0
     assert capsys.readouterr().out == 'mine: 3 classes, with names\n'
     model = timm.create_model('local-dir:mine', pretrained=True)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in train_py_run.state_dict().items())
@@ -364,10 +380,10 @@ def test_a_run_of_train_py_becomes_a_folder(train_py_run, capsys):
     )
 
     shutil.rmtree('data')
-    assert release.main(['export', 'run', 'nameless']) == 0
+    assert main(['export', 'run', 'nameless']) == 0
     assert 'without (see --labels)' in capsys.readouterr().out
     Path('labels.txt').write_text('b\ng\nr\n')
-    assert release.main(['export', 'run', 'named', '--labels', 'labels.txt']) == 0
+    assert main(['export', 'run', 'named', '--labels', 'labels.txt']) == 0
     assert timm.create_model('local-dir:named', pretrained=True).pretrained_cfg['label_names'] == ['b', 'g', 'r']
 
 
@@ -380,10 +396,10 @@ def test_export_refuses(train_py_run, capsys):
         (('data', 'out'), 'no args.yaml'),
         (('run', 'out', '--checkpoint', 'best.pth.tar'), 'no best.pth.tar'),
         (('run', 'out', '--checkpoint', 'half.pth.tar'), 'half.pth.tar'),
-        (('run', 'out', '--labels', 'labels.txt'), '2 names were given for 3 classes'),
+        (('run', 'out', '--labels', 'labels.txt'), '2 names for 3 classes'),
         (('run', 'out', '--labels', 'absent.txt'), 'absent.txt'),
     ):
-        assert release.main(['export', *args]) == 2, args
+        assert main(['export', *args]) == 2, args
         assert message in capsys.readouterr().err
     assert sorted(path.name for path in Path.cwd().iterdir()) == ['data', 'labels.txt', 'mine', 'run']
     assert list(Path('mine').iterdir()) == []

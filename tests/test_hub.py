@@ -86,7 +86,9 @@ def environment(hub, package, home, **extra):
         'HF_HUB_DISABLE_XET': '1',
         'HF_HOME': str(home / 'hf'),
         'TORCH_HOME': str(home / 'torch'),
-        'PYTHONPATH': os.pathsep.join(filter(None, (str(package), os.environ.get('PYTHONPATH')))),
+        'PYTHONPATH': os.pathsep.join(
+            filter(None, (str(package), str(ROOT / 'scripts'), os.environ.get('PYTHONPATH')))
+        ),
         **extra,
     }
 
@@ -148,7 +150,7 @@ def plain_checksum(base):
     return checksum(timm.create_model(base).state_dict())
 
 
-def whole_files(cache):
+def complete_files(cache):
     """Names under which a client would find files, whatever their content."""
     return [p for p in Path(cache).rglob('*') if p.is_file() and p.parent.name not in ('blobs', '.locks') and
             p.suffix in ('.safetensors', '.pth', '.tar', '.bin')]  # fmt: skip
@@ -204,7 +206,7 @@ def test_files_of_that_name_in_the_cache(hub, worker, tmp_path):
     assert hub.requests['GET /files/mnext.pth.tar'] == 2
 
 
-def test_the_model_names_where_its_weights_come_from(hub, worker, tmp_path):
+def test_the_model_states_the_origin_of_its_weights(hub, worker, tmp_path):
     backbone(hub, 'mobilenetv2_050.lamb_in1k')
     cfg = "result = [model.pretrained_cfg.get(k) for k in ('file', 'source', 'hf_hub_id', 'url', 'tag')]"
     for name in ('mbv2_ca_050', 'mobilenext'):
@@ -219,7 +221,7 @@ def weights_tag(name):
     return timm.models.get_pretrained_cfg(name).tag
 
 
-# what the Hub does wrong -> what the user is told
+# what the Hub does wrong -> what the message says
 MISBEHAVIOUR = {
     'unauthorised': (('HEAD .*/resolve/', 401), 'log in'),
     'gone': (('HEAD .*/resolve/', 404), 'check the name'),
@@ -236,18 +238,18 @@ PATIENT = ('too many', 'broken', 'dropped')  # huggingface_hub tries these again
 @pytest.mark.parametrize('case', [pytest.param(c, marks=[pytest.mark.slow] * (c in PATIENT)) for c in MISBEHAVIOUR])
 def test_no_misbehaviour_of_the_hub_gives_a_model(case, hub, worker, tmp_path):
     backbone(hub, 'mobilenetv2_050.lamb_in1k')
-    fault, told = MISBEHAVIOUR[case]
+    fault, message_part = MISBEHAVIOUR[case]
     hub.fault(*fault)
     error, message = worker(create('mbv2_ca_050', tmp_path))
     assert error == 'DownloadError'
-    assert told in message
+    assert message_part in message
     assert 'mobilenetv2_050.lamb_in1k' in message
-    assert not whole_files(tmp_path)
+    assert not complete_files(tmp_path)
     hub.faults.clear()  # and once it behaves, all is well
     assert worker(create('mbv2_ca_050', tmp_path)) == plain_checksum('mobilenetv2_050')
 
 
-def test_an_interrupted_download_goes_on(hub, worker, tmp_path):
+def test_an_interrupted_download_resumes(hub, worker, tmp_path):
     backbone(hub, 'resnet18.a1_in1k')
     expected = plain_checksum('resnet18')
     hub.fault('GET /cdn/', 'drop', times=1)
@@ -298,7 +300,7 @@ for name in ('mbv2_ca_050', 'mbv2_ca'):
     limit = 3_000_000
     out = python(code, hub, package, tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert len(re.findall('free some space', out)) == 2, out
-    assert not whole_files(tmp_path)
+    assert not complete_files(tmp_path)
     assert python(code, hub, package, tmp_path) == 'loaded\nloaded'
 
 
@@ -364,8 +366,7 @@ def release(hub, worker):
 
     def run(home, *args, token=None):
         code = f"""
-import contextlib, io, os, sys
-sys.path.insert(0, {str(ROOT / 'scripts')!r})
+import contextlib, io, os
 import release
 os.chdir({str(home)!r})
 os.environ['HF_TOKEN'] = {hub.token if token is None else token!r}
@@ -481,7 +482,7 @@ for name in ('local-dir:{built}/out/{CIFAR}',):
         pytest.param(('PUT /upload/', 'drop'), 'Check the connection', marks=pytest.mark.slow),
     ],
 )
-def test_an_interrupted_push_goes_on(fault, told, hub, release, built):
+def test_an_interrupted_push_resumes(fault, told, hub, release, built):
     org = f'org{abs(hash(fault)) % 10**6}'
     push = ('push', 'out', '--org', org, '--only', CIFAR)
     hub.lfs.clear()

@@ -1,48 +1,45 @@
-"""The attention layers: parity with the authors' code and with the formulas as printed, and robustness."""
+"""The attention layers: parity with the authors' code and with the papers' formulas, and robustness."""
 
 import subprocess
 import sys
 
+import formulas
 import pytest
 import timm
 import torch
-from benchmark import peak_memory
 from golden import MODULE_CASES, load_module_case
+from timing import peak_memory
 from timm.layers.coord_attn import CoordAttn as TimmCoordAttn
 from timm.models import create_model
 from torch import library
 
-from timm_attn.kernels import csa as csa_kernel
-from timm_attn.kernels.csa import csa_neighbours, csa_neighbours_at_scale, plain_neighbours
-from timm_attn.layers import CSA, SCSA, cbam, coord_attn, csa_descriptor, squeeze_excite
+from timm_attn.kernels import csa_strips
+from timm_attn.kernels.csa import csa_neighbours, csa_neighbours_at_scale
+from timm_attn.kernels.csa_plain import plain_neighbours
+from timm_attn.layers import (
+    CSA,
+    SCSA,
+    attention_of,
+    cbam,
+    coord_attn,
+    csa_descriptor,
+    get_attention,
+    list_attentions,
+    register_attention,
+    squeeze_excite,
+)
 from timm_attn.layers.csa import CSA_MODES
 
-SCSA_NAMES = {'local_dwc': 'dwc.0', 'global_dwc_s': 'dwc.1', 'global_dwc_m': 'dwc.2', 'global_dwc_l': 'dwc.3'}
-
-
-def _build(args):
-    if args['module'] == 'CSAtt':
-        layer = CSA(args['channels'], rd_ratio=1 / args['reduction'], mode=args['mode'])
-        return layer, lambda key: key.replace('mlp_D.1', 'fc1').replace('mlp_U', 'fc2')
-    if args['module'] == 'SCSA':
-        layer = SCSA(
-            args['dim'],
-            num_heads=args['head_num'],
-            window_size=args['window_size'],
-            kernel_sizes=args['group_kernel_sizes'],
-            qkv_bias=args.get('qkv_bias', False),
-            pool_type=args['down_sample_mode'].removesuffix('_pool'),
-            gate_layer=args['gate_layer'],
-        )
-        return layer, lambda key: '.'.join([SCSA_NAMES.get(key.split('.')[0], key.split('.')[0]), *key.split('.')[1:]])
-    layer = coord_attn(args['channels'], rd_channels=max(8, args['channels'] // args['groups']))
-    return layer, lambda key: key.replace('conv2', 'conv_h').replace('conv3', 'conv_w')
+ATTENTIONS = list_attentions()
+each_attention = pytest.mark.parametrize('attn', [get_attention(name).layer for name in ATTENTIONS], ids=ATTENTIONS)
 
 
 @pytest.mark.parametrize('case', MODULE_CASES)
 def test_authors_numbers(case):
     args, tensors = load_module_case(case)
-    layer, rename = _build(args)
+    row = get_attention(args['attention'])
+    rename = row.rename_key
+    layer = row.layer(**args['arguments'])
     layer.load_state_dict({rename(k[6:]): v for k, v in tensors.items() if k.startswith('state/')})
     layer.eval()
     x = tensors['x'].requires_grad_()
@@ -59,7 +56,7 @@ def test_authors_numbers(case):
 
 
 def _textbook_descriptor(x, mode):
-    """Moran's I as the paper prints it, float64, one image: the diagonal of z z^T W, with C x C x C work."""
+    """Moran's I by the paper's formula, float64, one image: the diagonal of z z^T W, with C x C x C work."""
     f = x.double().flatten(1)
     mean = f.mean(1)
     z = (mean - mean.mean()) / mean.std()
@@ -151,7 +148,46 @@ def test_csa_stays_in_float32_under_autocast(dtype):
         torch.testing.assert_close(scripted(x), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
+@each_attention
+@pytest.mark.parametrize('value', [0.0, 1.0, -3.7, 1e4])
+def test_constant_maps_are_finite(attn, value):
+    layer = attn(16)
+    x = torch.full((2, 16, 9, 8), value, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_registry():
+    row = get_attention('csa')
+    assert attention_of(CSA(8)) is row
+    assert attention_of(torch.nn.ReLU()) is None
+    assert {'ca', 'cbam', 'csa', 'scsa', 'se'} <= set(ATTENTIONS)
+    with pytest.raises(ValueError, match='did you mean'):
+        get_attention('scs')
+    with pytest.raises(ValueError, match='must be one of'):
+        get_attention('transformer')
+    with pytest.raises(ValueError, match='registered already'):
+        register_attention(row)
+
+
+@pytest.mark.parametrize('name', ATTENTIONS)
+def test_rows_are_complete(name):
+    row = get_attention(name)
+    layer = row.layer(32)
+    assert isinstance(layer, row.layer_cls)
+    assert row.gates >= 1
+    assert set(row.zeroed) <= {key for key, _ in layer.named_modules()}
+    assert row.paper.startswith('arXiv:')
+    assert row.title
+    assert row.placement
+    assert row.formula is None or hasattr(formulas, row.formula)
+    assert all(row.rename_key(key) == key for key in layer.state_dict())
+
+
+@each_attention
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_dtype_is_kept(attn, dtype):
     layer = attn(32, dtype=dtype).eval()
@@ -160,7 +196,7 @@ def test_dtype_is_kept(attn, dtype):
     assert y.isfinite().all()
 
 
-@pytest.mark.parametrize('attn', [CSA, SCSA])
+@each_attention
 @pytest.mark.parametrize('size', [(1, 1), (2, 9), (6, 6), (7, 7), (13, 22), (56, 56)])
 def test_map_sizes_and_layouts(attn, size):
     layer = attn(20).eval()
@@ -209,10 +245,10 @@ def test_bad_arguments(make, message):
         make()
 
 
-@pytest.mark.parametrize('attn', [CSA, SCSA])
+@each_attention
 def test_as_attn_layer_of_any_timm_resnet(attn):
     model = create_model('resnet50', block_args=dict(attn_layer=attn), num_classes=5)
-    assert sum(isinstance(m, attn) for m in model.modules()) == 16
+    assert sum(attention_of(m) is not None for m in model.modules()) == 16
     model(torch.randn(2, 3, 64, 64)).sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
@@ -240,7 +276,7 @@ def test_csa_hidden_width_follows_timm():
 def test_csa_operator_equals_the_plain_formula(mode, shape, strip, monkeypatch):
     """More channels than rows of a strip, more images than are worked on at once, either layout, either pass."""
     if strip:
-        monkeypatch.setitem(csa_kernel._STRIP, 'cpu', strip)
+        monkeypatch.setitem(csa_strips._STRIP, 'cpu', strip)
     x = torch.randn(shape).double()
     z = torch.randn(shape[:2]).double()
     expected = plain_neighbours(x, z, mode)
@@ -268,7 +304,7 @@ def test_csa_holds_no_matrices():
     assert 0 < peak_memory(lambda: csa_descriptor(x), x.device) < x.shape[0] * x.shape[1] ** 2 * 4
 
 
-@pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
+@each_attention
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 def test_input_is_not_changed(attn, layout):
     """Not even without gradients, where products are taken in place."""
@@ -281,10 +317,10 @@ def test_input_is_not_changed(attn, layout):
     torch.testing.assert_close(y, layer(x))
 
 
-@pytest.mark.parametrize('attn', [SCSA, coord_attn])
+@pytest.mark.parametrize('attn', [name for name in ATTENTIONS if name != 'csa'])  # whose weights are held constant
 def test_gradients_of_layers(attn):
     torch.manual_seed(0)
-    layer = attn(8).double().eval()
+    layer = get_attention(attn).layer(8).double().eval()
     x = torch.randn(2, 8, 5, 4).double().requires_grad_()
     assert torch.autograd.gradcheck(layer, (x,))
 
@@ -302,7 +338,7 @@ def test_coord_attn_equals_that_of_timm(size, has_skip):
         torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
+@each_attention
 def test_compiles_for_changing_sizes(attn):
     layer = attn(24).eval()
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend='aot_eager')
@@ -344,14 +380,13 @@ if __name__ == '__main__':
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
+@each_attention
 def test_function_transforms_and_higher_gradients(attn):
     """torch.func, forward-mode gradients and gradients of gradients."""
     torch.manual_seed(0)
-    layer = attn(16, rd_channels=16) if attn is not SCSA else attn(16)
-    layer = layer.double().eval()
-    x, tangent = torch.randn(2, 2, 16, 5, 4).double()
-    weight = torch.randn(2, 16, 5, 4).double()
+    layer = attn(64).double().eval()
+    x, tangent = torch.randn(2, 2, 64, 5, 4).double()
+    weight = torch.randn(2, 64, 5, 4).double()
     (grad,) = torch.autograd.grad((layer(y := x.clone().requires_grad_()) * weight).sum(), y, create_graph=True)
     assert torch.autograd.grad(grad.square().sum(), y)[0].isfinite().all()
     torch.testing.assert_close(torch.func.grad(lambda x: (layer(x) * weight).sum())(x), grad.detach())
@@ -362,7 +397,7 @@ def test_function_transforms_and_higher_gradients(attn):
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('size', [7, 16, 32])
-@pytest.mark.parametrize('attn', [CSA, SCSA, coord_attn])
+@each_attention
 def test_compiled_layers_do_not_depend_on_strides(attn, size, layout):
     """Tracing assumes other strides than those that arrive: the group norm of a channels_last map keeps its layout."""
     layer = attn(16).eval()

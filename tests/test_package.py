@@ -1,5 +1,7 @@
 """The package as a whole: importing, torch.hub, the command line, the scripts' own claims."""
 
+import csv
+import importlib.metadata
 import io
 import json
 import os
@@ -135,12 +137,6 @@ def test_versions_agree():
     assert re.search(rf'^version: {re.escape(timm_attn.__version__)}$', citation, re.M)
 
 
-def test_readme_table_is_what_list_prints(tmp_path):
-    readme = (ROOT / 'README.md').read_text()
-    printed = cli('list', cwd=tmp_path).stdout
-    assert printed in readme
-
-
 def test_list_and_info(tmp_path):
     out = cli('list', 'csa_resnet50', cwd=tmp_path).stdout.splitlines()
     assert out[0].split() == ['model', 'params', '(M)', 'GMACs', 'input', 'weights']
@@ -208,6 +204,53 @@ def test_predict(photo, tmp_path):
     assert {c['label'] for c in first['classes']} >= {'cat', 'ship', 'truck'}
 
 
+def test_predict_a_folder(photo, tmp_path):
+    """Directories and wildcards; unreadable files are left out; CSV and JSON; the same whatever the batch."""
+    (tmp_path / 'album' / 'more').mkdir(parents=True)
+    for i, name in enumerate(('b.png', 'a.JPG', 'more/c.webp')):
+        Image.open(photo).rotate(90 * i).save(tmp_path / 'album' / name, {'a.JPG': 'JPEG'}.get(name))
+    (tmp_path / 'album' / 'notes.txt').write_text('no image')
+    (tmp_path / 'album' / 'broken.png').write_text('no image')
+    model = ('--model', 'csa_resnet20_cifar')
+    done = cli('predict', 'album', *model, '--csv', '--topk', '2', '-b', '2', cwd=tmp_path)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row['image'] for row in rows[::2]] == ['album/a.JPG', 'album/b.png', 'album/more/c.webp']
+    assert [row['rank'] for row in rows] == ['1', '2'] * 3
+    assert 'album/broken.png' in done.stderr
+    cli('predict', 'album', *model, '-o', 'out.json', '--topk', '2', '-b', '1', cwd=tmp_path)
+    data = json.loads((tmp_path / 'out.json').read_text())
+    flat = [c for p in data['predictions'] for c in p['classes']]
+    assert [c['label'] for c in flat] == [row['label'] for row in rows]
+    assert [c['probability'] for c in flat] == pytest.approx([float(row['probability']) for row in rows], abs=1e-5)
+    # a file that was named and cannot be read is an error, after the results of the others
+    done = cli('predict', 'album/broken.png', 'album/b.png', *model, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stdout.startswith('album/b.png')
+
+
+def test_predict_honours_the_orientation(photo, tmp_path):
+    upright = Image.open(photo)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    upright.rotate(90, expand=True).save(tmp_path / 'turned.png', exif=exif)
+    done = cli('predict', 'turned.png', str(photo), '--model', 'csa_resnet20_cifar', '--json', cwd=tmp_path)
+    first, second = json.loads(done.stdout)['predictions']
+    assert first['classes'] == second['classes']
+
+
+def test_recipe(tmp_path):
+    assert 'csa_resnet_in1k' in cli('recipe', cwd=tmp_path).stdout
+    printed = cli('recipe', 'finetune', cwd=tmp_path).stdout
+    assert cli('recipe', 'finetune', '-o', '.', cwd=tmp_path).stdout == 'finetune.yaml\n'
+    assert (tmp_path / 'finetune.yaml').read_text() == printed
+    assert 'layer_decay' in printed
+
+
+def test_command_is_installed():
+    (entry,) = importlib.metadata.entry_points(group='console_scripts', name='timm-attn')
+    assert entry.load() is main
+
+
 def test_predict_from_a_checkpoint(photo, tmp_path):
     torch.save(timm.create_model('mbv2_ca_050', num_classes=4).state_dict(), tmp_path / 'mine.pth')
     out = cli('predict', str(photo), '--model', 'mbv2_ca_050', '--checkpoint', 'mine.pth', '--num-classes', '4',
@@ -245,12 +288,11 @@ BAD_COMMANDS = {
     'no match': (['list', 'vit*'], 'csa_resnet50'),
     'near miss': (['info', 'csa_resnet5'], 'csa_resnet50'),
     'unknown tag': (['info', 'csa_resnet20_cifar.in1k'], 'csa_resnet20_cifar.cifar10'),
-    'predict without model': (['predict', 'photo.png'], '--model'),
+    'predict without network': (['predict', 'photo.png'], '--model csa_resnet20_cifar'),
     'unknown model': (['predict', 'photo.png', '--model', 'csa_resnt50'], 'csa_resnet50'),
     'tag of predict': (['predict', 'photo.png', '--model', 'csa_resnet20_cifar.x'], 'cifar10'),
     'no weights': (['predict', 'photo.png', '--model', 'mbv2_ca_075'], 'No pretrained weights exist'),
     'no image': (['predict', 'absent.png', '--model', 'csa_resnet20_cifar'], 'absent.png'),
-    'a directory': (['predict', '.', '--model', 'csa_resnet20_cifar'], 'is a directory'),
     'not an image': (['predict', 'text.png', '--model', 'csa_resnet20_cifar'], 'text.png'),
     'cut image': (['predict', 'cut.png', '--model', 'csa_resnet20_cifar'], 'cut.png'),
     'no checkpoint': (['predict', 'photo.png', '--model', 'mbv2_ca', '--checkpoint', 'absent.pth'], 'absent.pth'),
@@ -266,6 +308,13 @@ BAD_COMMANDS = {
     ),
     'empty folder': (['predict', 'photo.png', '--model', 'local-dir:bare'], 'bare'),
     'empty config': (['predict', 'photo.png', '--model', 'local-dir:empty'], 'config.json'),
+    'bad output': (['predict', 'photo.png', '-o', 'out.txt'], '.csv or .json'),
+    'no folder of the output': (['predict', 'photo.png', '-o', 'absent/out.csv'], 'is not a directory'),
+    'folder without images': (['predict', 'bare', '--model', 'csa_resnet20_cifar'], 'no images'),
+    'no match of a wildcard': (['predict', '*.webp', '--model', 'csa_resnet20_cifar'], '*.webp'),
+    'unknown recipe': (['recipe', 'imagenet'], 'csa_resnet_in1k'),
+    'recipe exists': (['recipe', 'finetune', '-o', 'photo.png'], 'exists'),
+    'export of no run': (['export', 'bare', 'out'], 'no args.yaml'),
     'no device': (['predict', 'photo.png', '--model', 'csa_resnet20_cifar', '--device', 'tpu7'], 'tpu7'),
     'top 0': (['predict', 'photo.png', '--model', 'csa_resnet20_cifar', '--topk', '0'], '--topk'),
     'no script': (['run', 'absent.py'], 'absent.py'),

@@ -13,11 +13,11 @@ from PIL import Image
 from timm.optim import create_optimizer_v2, list_optimizers
 from train_options import SCRIPTS, options_of, parser_of, recorded
 
-from timm_attn.train.options import add_arguments
 from timm_attn.models import zoo_models
+from timm_attn.train.options import CONSTANT, add_arguments
+from timm_attn.train.recipes import list_recipes, recipe_path
 
-ROOT = Path(__file__).parent.parent
-RECIPES = sorted((ROOT / 'scripts' / 'recipes').glob('*.yaml'))
+RECIPES = [recipe_path(name) for name in list_recipes()]
 TYPES = dict(flag=bool, dict=dict, str=str, int=int, float=(int, float))
 
 
@@ -46,12 +46,12 @@ def test_recipe_is_one_that_train_py_takes(path, options):
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
-def test_recipe_names_what_exists_and_tells_its_origin(path):
+def test_recipe_uses_what_exists_and_states_its_origin(path):
     text = path.read_text()
     header = ' '.join(line.removeprefix('#').strip() for line in text.splitlines() if line.startswith('#'))
     for part in (
         '--device-modules timm_attn',
-        f'scripts/recipes/{path.name}',
+        f'timm-attn recipe {path.stem} -o .',
         'Source:',
         'Hardware assumed:',
         'Expected',
@@ -69,7 +69,7 @@ def test_recipe_names_what_exists_and_tells_its_origin(path):
 
 
 def test_plain_sgd_decays_norms_too():
-    recipe = yaml.safe_load((ROOT / 'scripts/recipes/csa_resnet_in1k.yaml').read_text())
+    recipe = yaml.safe_load(recipe_path('csa_resnet_in1k').read_text())
     model = timm.create_model('csa_resnet18')
     groups = create_optimizer_v2(
         model, recipe['opt'], 0.1, recipe['weight_decay'], recipe['momentum'], **recipe['opt_kwargs']
@@ -82,8 +82,9 @@ def test_finetune_speaks_train_py(options):
     add_arguments(parser)
     own = {action.dest for action in parser._actions}
     assert own - set(options) == {'config', 'val_fraction'}  # train.py parses --config before all others
-    recipe = yaml.safe_load((ROOT / 'scripts/recipes/finetune.yaml').read_text())
-    defaults = vars(parser.parse_args([]))
+    recipe = yaml.safe_load(recipe_path('finetune').read_text())
+    assert CONSTANT.keys() <= set(options)
+    defaults = {**CONSTANT, **vars(parser.parse_args([]))}
     assert {key: defaults[key] for key in recipe if key != 'amp'} == {k: v for k, v in recipe.items() if k != 'amp'}
 
 
@@ -104,7 +105,7 @@ def test_train_py_runs_a_recipe(recipe, tmp_path):
                     tmp_path / split / name / f'{i}.png'
                 )
     command = [
-        sys.executable, Path(SCRIPTS) / 'train.py', '--config', ROOT / f'scripts/recipes/{recipe}.yaml',
+        sys.executable, Path(SCRIPTS) / 'train.py', '--config', recipe_path(recipe),
         '--device-modules', 'timm_attn', '--model', 'csa_resnet20_cifar', '--num-classes', '2', '--data-dir', tmp_path,
         '--device', 'cpu', '--amp-dtype', 'bfloat16', '--epochs', '1', '-b', '8', '-j', '1',
         '--output', tmp_path / 'out',

@@ -58,12 +58,12 @@ def test_runs_resume_and_are_not_repeated(flowers, capsys):
     assert len(list((flowers / 'logs').rglob('*.csv'))) == 12
     assert evidence.main() == 0
     out = capsys.readouterr().out
-    assert out.count('goes on') == 6
+    assert out.count('resumes') == 6
     assert 'starts' not in out
     commands = (flowers / 'logs' / 'flowers12' / 'commands.txt').read_text().splitlines()
     assert len(commands) == 18
     assert (
-        'python train.py --config scripts/recipes/flowers12_resnet20.yaml --device-modules timm_attn '
+        'python train.py --config timm_attn/train/recipes/flowers12_resnet20.yaml --device-modules timm_attn '
         '--model csa_resnet20_cifar --seed 2 --pretrained --device cpu --data-dir flowers --output OUTPUT '
         '--experiment csa_resnet20_cifar.cifar10.seed2'
     ) in commands

@@ -12,25 +12,17 @@ from timm.layers import SEModule
 from timm.layers.coord_attn import CoordAttn
 from torch import nn
 
-from timm_attn.layers import CSA, SCSA
+from timm_attn.layers import CSA, SCSA, attention_of
 from timm_attn.models import zoo_models
-from timm_attn.weights import CheckpointError
+from timm_attn.models.info import find_weight
+from timm_attn.weights import CheckpointError, plain_backbone, weights
 from timm_attn.weights.warm_start import attention_sites
-from timm_attn.weights import weights
 
-WARM = [w for w in weights().values() if w.kind == 'warm_start']
+WARM = [w for w in map(find_weight, zoo_models(pretrained=True)) if w.kind == 'warm_start']
 DEEP = ('csa_resnet34', 'csa_resnet101', 'scsa_resnet34', 'scsa_resnet101')
 by_name = pytest.mark.parametrize(
     'weight', [pytest.param(w, id=w.name, marks=[pytest.mark.slow] * (w.arch in DEEP)) for w in WARM]
 )
-# Of the attention, what stands in front of a zero layer has no gradient at the first step, all else has one.
-WITH_GRADIENT = {
-    'CSA': {'fc2'},
-    'SEModule': {'fc2'},
-    'CoordAttn': {'conv_h', 'conv_w'},
-    'CbamModule': {'channel.fc2', 'spatial.conv.bn'},
-    'SCSA': {'norm_h', 'norm_w', 'v'},
-}
 
 
 def plain(weight, **kwargs):
@@ -61,8 +53,8 @@ def test_logits_are_those_of_the_plain_backbone(weight, tmp_path, caplog):
     backbone = plain(weight)
     with caplog.at_level(logging.INFO, 'timm_attn'):
         model = warm(weight, backbone.state_dict(), tmp_path)
-    told = 'weights of the plain backbone; the attention starts as an exact identity.'
-    assert f'{weight.arch}: {told}' in caplog.messages
+    message = 'weights of the plain backbone; the attention starts as an exact identity.'
+    assert f'{weight.arch}: {message}' in caplog.messages
     x = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         assert identical(model.eval()(x), backbone(x))
@@ -104,7 +96,7 @@ def test_the_attention_learns_from_the_first_step(weight, tmp_path):
         for key, parameter in attn.named_parameters():
             assert parameter.grad is not None, f'{name}.{key}'
             assert parameter.grad.isfinite().all(), f'{name}.{key}'
-            if key.rpartition('.')[0] in WITH_GRADIENT[type(attn).__name__]:
+            if key.rpartition('.')[0] in attention_of(attn).zeroed:  # what precedes a zero layer has none yet
                 assert parameter.grad.abs().max() > 0, f'{name}.{key}'
     optimizer.step()
     model.eval()
@@ -151,9 +143,9 @@ def test_images_are_prepared_as_for_the_base_weight(weight):
         assert config == base
 
 
-@pytest.mark.parametrize('name', [n for n in zoo_models('*_cifar') if n != 'resnet20_cifar'])
+@pytest.mark.parametrize('name', [n for n in zoo_models('*_cifar') if plain_backbone(n) != n])
 def test_small_networks_start_from_their_plain_one(name, tmp_path):
-    backbone = timm.create_model('resnet20_cifar', pretrained=True).eval()
+    backbone = timm.create_model(plain_backbone(name), pretrained=True).eval()
     save_file(backbone.state_dict(), tmp_path / 'plain.safetensors')
     overlay = dict(file=str(tmp_path / 'plain.safetensors'))
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
@@ -183,7 +175,7 @@ def test_what_cannot_be_an_identity_says_so(tmp_path):
         warm(scsa, state_dict, tmp_path, block_args=softmax)
 
 
-def test_half_a_checkpoint_is_no_plain_backbone(tmp_path):
+def test_half_a_checkpoint_is_not_a_plain_backbone(tmp_path):
     weight = weights()['csa_resnet18.warm_a1_in1k']
     full = timm.create_model('csa_resnet18').state_dict()
     half = {k: v for k, v in full.items() if not k.startswith('layer4.1.se.')}

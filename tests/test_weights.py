@@ -6,16 +6,16 @@ import re
 import zipfile
 from pathlib import Path
 
+import cards
 import measure_weights
 import pytest
+import render
 import timm
 import torch
 from timm.models import get_pretrained_cfg
 
-import model_cards
-from timm_attn.weights import manifest
 from timm_attn.models import zoo_models
-from timm_attn.weights import Weight, weights
+from timm_attn.weights import Weight, manifest, weights
 from timm_attn.weights.manifest import MANIFEST
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +56,7 @@ def test_what_the_manifest_claims_is_recomputed(weight):
         assert measure_weights.measure_file(weight.file) == dict(file_size=weight.file_size, sha256=weight.sha256)
     if weight.kind != 'untrained':
         assert weight.license_url
-        assert weight.dataset in model_cards.DATASETS
+        assert weight.dataset in cards.DATASETS
         assert weight.top1
         assert weight.copyright or weight.license != 'mit'
     for path in (weight.recipe, *weight.logs):
@@ -70,7 +70,7 @@ def test_the_better_seed_is_shipped(weight):
     assert weight.recipe == TRAINED[0].recipe
     assert weight.top1.value == max(weight.seeds.values())
     assert weight.top1.measured
-    mean, spread = model_cards.seed_statistics(weight)
+    mean, spread = cards.seed_statistics(weight)
     values = list(weight.seeds.values())
     assert min(values) <= mean <= max(values)
     assert spread == max(values) - min(values)
@@ -100,16 +100,16 @@ def test_a_wrong_row_is_refused(change, error, message, tmp_path, monkeypatch):
         weights.__wrapped__()
 
 
-def test_the_manifest_comes_back_as_it_was_written(tmp_path, monkeypatch):
+def test_the_manifest_round_trips(tmp_path, monkeypatch):
     monkeypatch.setattr(measure_weights, 'MANIFEST', tmp_path / 'manifest.json')
     measure_weights.write_manifest(list(weights().values()))
     assert (tmp_path / 'manifest.json').read_text() == MANIFEST.read_text()
 
 
 def test_cards_are_what_the_manifest_renders():
-    stale = [str(path.relative_to(ROOT)) for path in model_cards.stale_files()]
-    assert not stale, 'run python scripts/model_cards.py'
-    assert not model_cards.stale_plots()
+    stale = [str(path.relative_to(ROOT)) for path in render.stale_files()]
+    assert not stale, 'run python scripts/render.py'
+    assert not render.stale_plots()
 
 
 @each
@@ -118,7 +118,7 @@ def test_cards_are_read_by_the_hub(weight):
         return
     from huggingface_hub import ModelCard
 
-    text = model_cards.render_card(weight)
+    text = cards.render_card(weight)
     card = ModelCard(text)
     assert card.data.to_dict()['library_name'] == 'timm'
     assert card.data.license == weight.license
@@ -127,7 +127,7 @@ def test_cards_are_read_by_the_hub(weight):
     first = card.text.strip().splitlines()[2]
     assert ('exact identity' in first) == (weight.kind == 'warm_start')
     assert 'import timm_attn' in card.text
-    for section in ('Details', 'Usage', 'How it was made', 'Limitations', 'Comparison with its family', 'Citation'):
+    for section in ('Details', 'Usage', 'How it was made', 'Limitations', 'Citation'):
         assert f'\n## {section}\n' in card.text
     if weight.license == 'mit':
         assert weight.copyright in card.text
@@ -141,7 +141,7 @@ def test_code_in_the_cards_runs(weight, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new('RGB', (40, 50), 'red').save('image.png')
     scope = {}
-    code = re.findall(r'```python\n(.*?)```', model_cards.render_card(weight), re.S)
+    code = re.findall(r'```python\n(.*?)```', cards.render_card(weight), re.S)
     assert len(code) == 3
     for block in code:
         exec(block, scope)
@@ -153,7 +153,7 @@ def test_check_notices_a_changed_card(monkeypatch):
     name = 'csa_resnet50.warm_a1_in1k'
     changed = dataclasses.replace(weights()[name], params=1)
     monkeypatch.setitem(weights(), name, changed)
-    stale = {path.name for path in model_cards.stale_files()}
+    stale = {path.name for path in render.stale_files()}
     assert {f'{name}.md', 'README.md'} <= stale
 
 
@@ -179,12 +179,12 @@ def test_bundled_weight_loads_without_network(weight, monkeypatch):
 
 
 def test_sizes_in_the_package():
-    files = {p.name: p.stat().st_size for p in MANIFEST.parent.glob('*.safetensors')}
+    files = {p.name: p.stat().st_size for p in manifest.FILES.glob('*.safetensors')}
     assert files == {w.file: w.file_size for w in TRAINED}
     assert sum(files.values()) < 10e6
 
 
-def test_a_row_names_its_origin():
+def test_a_row_states_its_origin():
     rows = weights()
     assert rows['mobilenext_ca.warm_houqb_in1k'].origin == rows['mobilenext.houqb_in1k'].url
     assert rows['csa_resnet50.warm_a1_in1k'].origin == 'https://huggingface.co/timm/resnet50.a1_in1k'

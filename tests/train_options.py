@@ -1,4 +1,4 @@
-"""Options of timm's train.py, which is no part of the timm package: from a checkout, or as recorded from one.
+"""Options of timm's train.py, which is not part of the timm package: from a checkout, or recorded from one.
 
 python tests/train_options.py pytorch-image-models/train.py    # record them
 """

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import timm
 from safetensors import SafetensorError
+from timm.models import get_arch_pretrained_cfgs
 
 from .image_files import find_images
 from .models import zoo_models
@@ -22,7 +23,7 @@ from .train.export import export_run
 from .train.finetune import finetune
 from .train.options import add_arguments, parse, positive_int
 from .train.recipes import list_recipes, recipe_path
-from .weights import DownloadError, weights
+from .weights import DownloadError
 
 DEFAULT_MODEL = 'mbv2_ca'  # small, its attention trained by the authors, the 1000 classes of ImageNet
 
@@ -39,7 +40,7 @@ def _list(args: argparse.Namespace) -> None:
     for name in names:
         weight = find_weight(name)
         size = 'x'.join(str(n) for n in weight.input_size)
-        tags = ' '.join(w.tag for w in weights().values() if w.arch == name and w.kind != 'untrained') or '-'
+        tags = ' '.join(cfg.tag for cfg in get_arch_pretrained_cfgs(name).values() if cfg.has_weights) or '-'
         rows.append((name, f'{weight.params / 1e6:.2f}', f'{weight.gmacs:.3f}', size, tags))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:

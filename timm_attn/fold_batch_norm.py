@@ -105,8 +105,8 @@ def _find_pairs(model: nn.Module, input_size: tuple[int, ...] | None) -> dict[st
     """Names of the norms that can be folded -> names of their convolutions.
 
     Found by running a copy on the meta device, which computes nothing: a norm belongs to the convolution whose output
-    is, as an object, the norm's input. The fold is safe because the norm runs once, the convolution's weight is read once
-    (so it runs once too), and its output is read once: no other operation, hook or caller would miss the norm.
+    is, as an object, the norm's input. The fold is safe because the norm runs once, the convolution's weight is read
+    once (so it runs once too), and its output is read once: no other operation, hook or caller would miss the norm.
     """
     tensors = [*model.parameters(), *model.buffers()]
     probe = copy.deepcopy(model, {id(t): torch.empty_like(t, device='meta') for t in tensors}).eval()
@@ -124,14 +124,15 @@ def _find_pairs(model: nn.Module, input_size: tuple[int, ...] | None) -> dict[st
         input_size = (first.in_channels, *cfg['input_size'][1:])
 
     counter = _ReadCounter()
-    made_by, inputs = {}, {}
+    made_by: dict[int, nn.Module] = {}
+    inputs: dict[nn.Module, list[torch.Tensor]] = {}
 
     def after_conv(conv, args, out):
         counter.watch(out)
         made_by[id(out)] = conv
 
     def before_norm(norm, args, kwargs):
-        (x,) = (*args, *kwargs.values())
+        x = next(iter((*args, *kwargs.values())))
         inputs.setdefault(norm, []).append(x)
         return (x.view_as(x),), {}  # reads it once, however often the norm does
 
@@ -144,8 +145,9 @@ def _find_pairs(model: nn.Module, input_size: tuple[int, ...] | None) -> dict[st
         counter.count(probe(torch.empty(1, *input_size, dtype=first.weight.dtype, device='meta')))
 
     pairs = {}
-    for norm, (x, *more) in inputs.items():
+    for norm, seen in inputs.items():
+        x = seen[0]
         conv = made_by.get(id(x))
-        if conv is not None and not more and counter.reads[id(x)] == 1 and counter.reads[id(conv.weight)] == 1:
+        if conv is not None and len(seen) == 1 and counter.reads[id(x)] == 1 and counter.reads[id(conv.weight)] == 1:
             pairs[names[norm]] = names[conv]
     return pairs

@@ -13,7 +13,7 @@ UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.De
 
 
 def find_images(paths: Iterable[str]) -> list[str]:
-    """Image files behind names of files, directories and wildcards, in this order, each once.
+    """Image files that names of files, directories and wildcards refer to, in this order.
 
     Args:
         paths: A file is taken whatever its name. Of a directory and everything below it, and of a wildcard (``*``,
@@ -38,7 +38,7 @@ def find_images(paths: Iterable[str]) -> list[str]:
             extensions = f' ({", ".join(IMAGE_EXTENSIONS)})' if Path(path).is_dir() else ''
             raise FileNotFoundError(f'{what} {path!r}{extensions}.')
         found += matches
-    return list(dict.fromkeys(found))
+    return found
 
 
 def open_image(path: str) -> Image.Image:

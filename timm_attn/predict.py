@@ -123,17 +123,20 @@ def classify(
     ):
         for start in range(0, len(paths), batch_size):
             names = paths[start : start + batch_size]
-            loaded = list(zip(names, pool.map(load, names), strict=True))
-            for path, problem in loaded:
-                if isinstance(problem, str):
-                    on_unreadable(path, problem)
-            images = {path: image for path, image in loaded if isinstance(image, torch.Tensor)}
+            readable, images = [], []
+            for path, loaded in zip(names, pool.map(load, names), strict=True):
+                if isinstance(loaded, torch.Tensor):
+                    readable.append(path)
+                    images.append(loaded)
+                elif on_unreadable is not None:
+                    on_unreadable(path, loaded)
             if images:
-                probs = model(torch.stack(list(images.values())).to(device)).softmax(-1)
-                for path, top in zip(images, zip(*probs.topk(min(topk, probs.shape[1])), strict=True), strict=True):
-                    classes = [
-                        dict(index=i, label=labels(i), probability=round(p, 6))
-                        for p, i in zip(*(values.tolist() for values in top), strict=True)
-                    ]
-                    yield dict(image=path, classes=classes)
+                probs = model(torch.stack(images).to(device)).softmax(-1)
+                top = probs.topk(min(topk, probs.shape[1]))
+                for path, p, i in zip(readable, top.values.tolist(), top.indices.tolist(), strict=True):
+                    yield dict(image=path, classes=[_ranked(*pair, labels) for pair in zip(p, i, strict=True)])
             bar.update(len(names))
+
+
+def _ranked(probability: float, index: int, labels: Callable[[int], str]) -> dict:
+    return dict(index=index, label=labels(index), probability=round(probability, 6))

@@ -23,11 +23,11 @@ def images_at_once(device: torch.device, channels: int) -> int:
 class _Strip:
     """Rows ``start`` to ``stop`` of the matrices of a few images, from column ``start`` on, and their vectors.
 
-    The rest of these rows stands mirrored in the strips before. Everything is a view of shared buffers, cut only once.
+    The rest of these rows is the mirror image of earlier strips. All are views of shared buffers, made only once.
 
     Args:
         start: First row.
-        stop: Row behind the last.
+        stop: Row after the last.
         products, distances: Buffers for the strip's elements.
         square: Squared norms of the channels (images, C).
         z: The vector to multiply with (images, C).
@@ -39,7 +39,7 @@ class _Strip:
         self.rows, self.columns = slice(start, stop), slice(start, None)
         shape = (images, stop - start, channels - start)
         self.products, self.distances = products.view(shape), distances.view(shape)
-        self.block = self.distances[:, :, : stop - start]  # on the diagonal; the rest stands for its mirror image too
+        self.block = self.distances[:, :, : stop - start]  # on the diagonal; the rest also represents its mirror image
         self.rest = self.distances[:, :, stop - start :] if stop < channels else None
         self.diagonal = self.distances.diagonal(dim1=1, dim2=2)
         self.row_square, self.column_square = square[:, start:stop, None], square[:, None, start:]
@@ -105,12 +105,12 @@ def neighbours(
             flat = space[:, : n * max(sizes)] if one_pass else space[:, : n * sum(sizes)]
             parts = [flat[:, : n * s] for s in sizes] if one_pass else flat.split([n * s for s in sizes], dim=1)
             strips = [
-                _Strip(i, j, *part, square[:n], scaled_z[:n], partial[:n])
+                _Strip(i, j, part[0], part[1], square[:n], scaled_z[:n], partial[:n])
                 for (i, j), part in zip(spans, parts, strict=True)
             ]
         norm = torch.linalg.vector_norm(f, dim=2)
         square[:n] = norm.square() * (1 - ROUNDING * torch.finfo(z.dtype).eps)
-        # The norms of the cosine stand outside of the sum: only the products of channels are needed in it.
+        # The norms of the cosine are outside of the sum: only the products of channels are needed in it.
         inv_norm = torch.where(norm > 0, norm, 1.0).reciprocal() if mode == 'hybrid' else torch.ones_like(norm)
         torch.mul(z[chunk], inv_norm, out=scaled_z[:n])
         if not one_pass:

@@ -1,6 +1,6 @@
 """CSA's product of the contiguity matrix and a vector on a GPU: no piece of the matrix leaves the chip.
 
-The matrix is symmetric, so a tile stands for its mirror image too: there is one program for each unordered pair of
+The matrix is symmetric, so a tile also represents its mirror image: there is one program for each unordered pair of
 channel blocks and each image. One kernel serves both passes, which sum the distances, and multiply the weights with
 the vector. Every program writes to places of its own, added up afterwards, so the result is the same in every run.
 
@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import os
 import warnings
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from .csa_plain import ROUNDING, plain_neighbours
 
 MODES = ('hybrid', 'l2')  # these need only products of channels
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+tl: Any = None  # triton.language, once it is imported
 _INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'  # Triton emulates the kernels, on the CPU too
 
 

@@ -52,7 +52,7 @@ class SCSA(nn.Module):
     Args:
         channels: Number of input channels C, a multiple of 4 and of ``num_heads``.
         num_heads: Heads of the channel attention; each attends over C / num_heads channels.
-        window_size: Side in pixels of the pooling window in front of the channel attention; -1 pools the whole map.
+        window_size: Side in pixels of the pooling window before the channel attention; -1 pools the whole map.
         kernel_sizes: Kernel of the 1-D convolution of each quarter of the channels, odd numbers.
         qkv_bias: Whether query, key and value have a bias.
         pool_type: Pooling of the windows: ``avg``, ``max`` or ``recombination`` (pixels to channels, then a 1x1
@@ -123,7 +123,7 @@ class SCSA(nn.Module):
 
     def _axis_features(self, mean_h: torch.Tensor, mean_w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Multi-scale depthwise convolution along each axis, shared by both: (B, C, H), (B, C, W) -> the same."""
-        # One convolution for all: the kernels padded to the longest, the axes one behind the other with a gap of zeros.
+        # One convolution for all: the kernels padded to the longest, the axes one after the other with a gap of zeros.
         pad = self.max_kernel // 2
         weights: list[torch.Tensor] = []
         biases: list[torch.Tensor] = []

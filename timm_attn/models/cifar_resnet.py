@@ -61,10 +61,10 @@ class CifarResNet(ZooModel, StagedNet):
         num_classes: Number of classes, 0 for none.
         in_chans: Number of input channels.
         output_stride: Total stride at most; beyond it stages are dilated instead.
-        global_pool: Pooling in front of the classifier, any of timm's.
+        global_pool: Pooling before the classifier, any of timm's.
         act_layer: Activation.
         norm_layer: Norm.
-        drop_rate: Dropout in front of the classifier.
+        drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth, rising linearly to this rate.
         zero_init_last: Start each residual branch at zero.
         block_args: Further arguments of the blocks, such as ``attn_layer``.

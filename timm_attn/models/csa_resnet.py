@@ -55,7 +55,7 @@ def misfit_hint(model: nn.Module, wrong: list[str], own: dict, given: dict) -> s
 
 
 class CsaResNet(ZooModel, ResNet):
-    """timm's ResNet with CSA in front of the residual addition.
+    """timm's ResNet with CSA before the residual addition.
 
     Args:
         block: Residual block class.

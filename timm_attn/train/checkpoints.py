@@ -99,8 +99,8 @@ def restore_saver(saver: CheckpointSaver, folder: Path, checkpoint: Path | None,
     if rows:
         best = max(rows, key=lambda row: row['eval_top1'])
         saver.best_metric, saver.best_epoch = best['eval_top1'], int(best['epoch'])
-    kept = {str(folder / f'checkpoint-{int(row["epoch"])}.pth.tar'): row['eval_top1'] for row in rows}
-    kept = [(file, metric) for file, metric in kept.items() if os.path.exists(file)]
+    files = [(str(folder / f'checkpoint-{int(row["epoch"])}.pth.tar'), row['eval_top1']) for row in rows]
+    kept = [(file, top1) for file, top1 in files if os.path.exists(file)]
     saver.checkpoint_files = sorted(kept, key=lambda pair: pair[1], reverse=True)
     with saving(folder):
         saver.save_checkpoint(start - 1, metric=top1)

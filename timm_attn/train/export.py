@@ -24,7 +24,7 @@ _OF_THE_SOURCE = (
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """Write a folder under another name; once it is complete, it takes its own name and replaces an older one.
 
     Args:
@@ -87,7 +87,7 @@ def export_run(
     cfg = {k: v for k, v in model.pretrained_cfg.items() if k not in _OF_THE_SOURCE}
     data_config = resolve_data_config(args, model=model)
     model.pretrained_cfg = {**cfg, **data_config, 'num_classes': model.num_classes}
-    with whole_folder(folder) as part:
+    with atomic_folder(folder) as part:
         model_config = {'label_names': list(label_names)} if label_names else None
         save_for_hf(model, part, model_config=model_config, model_args=model_args or None, safe_serialization=True)
         timm.create_model(f'local-dir:{part}', pretrained=True)  # raises where the folder would not load

@@ -191,7 +191,7 @@ def _hint(missing: list[str], wrong: list[str], own: dict, given: dict, model: n
     return 'Check that it belongs to this model and was made with the same arguments.'
 
 
-def _in_attention(model: nn.Module) -> Callable[[str], object]:
+def _in_attention(model: nn.Module) -> Callable[[str], re.Match | None]:
     """Function that matches the keys of attention layers; its groups are the key up to the layer and within it."""
     if not model.absorbs_gate:
         return lambda key: None
@@ -199,7 +199,7 @@ def _in_attention(model: nn.Module) -> Callable[[str], object]:
 
 
 def explain_unreadable(path: str) -> None:
-    """Read a checkpoint file again after a failure, to tell an unreadable file from one that does not fit.
+    """Read a checkpoint file again after a failure, to distinguish an unreadable file from one that does not fit.
 
     Args:
         path: File that was to be loaded.
@@ -215,7 +215,7 @@ def explain_unreadable(path: str) -> None:
         load_state_dict(path, weights_only=True)
     except Exception as e:
         raise CheckpointError(
-            f'Cannot read the checkpoint {path!r}: it is cut off or damaged, no checkpoint at all, or would run code '
+            f'Cannot read the checkpoint {path!r}: it is truncated or damaged, not a checkpoint, or would run code '
             f'when loaded, which is refused. Fetch it again, or ask its author for a safetensors file. ({e})'
         ) from e
 

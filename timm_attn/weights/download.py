@@ -155,8 +155,9 @@ def is_from_the_hub(error: BaseException) -> bool:
 
 
 def _is_disk_error(error: BaseException) -> bool:
-    number = error.errno if isinstance(error, OSError) else None
-    return number in _FULL or (number in _NOT_WRITABLE and error.filename is not None)
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in _FULL or (error.errno in _NOT_WRITABLE and error.filename is not None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

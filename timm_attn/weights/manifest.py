@@ -143,7 +143,7 @@ class Weight:
     @property
     def origin(self) -> str:
         """Where the weights come from: a URL, or the file inside the package."""
-        if self.kind == 'warm_start':
+        if self.base_weight:
             base = weights().get(self.base_weight)
             return base.origin if base else f'https://huggingface.co/timm/{self.base_weight}'
         return self.url or self.file or '-'
@@ -231,11 +231,11 @@ def imagenet_cfg(**kwargs) -> dict:
 
 def _pretrained_cfg(weight: Weight, cfg: dict) -> dict:
     cfg = {**cfg, 'paper_ids': weight.paper, 'license': weight.license}
-    if weight.kind == 'trained':
+    if weight.file:
         return {**cfg, 'file': bundled(weight.file)}
     if weight.kind == 'authors':
         return {**cfg, 'url': weight.url, 'origin_url': weight.license_url}
-    if weight.kind == 'untrained':
+    if not weight.base_weight:
         return cfg
     base = weights().get(weight.base_weight)
     if base:

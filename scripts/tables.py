@@ -1,0 +1,95 @@
+"""Tables of the documentation, from the manifest, timm's registry and the registry of attentions."""
+
+import importlib
+
+from cards import KINDS
+from timm.models import model_entrypoint
+
+from timm_attn.layers import get_attention, list_attentions
+from timm_attn.models import zoo_models
+from timm_attn.models.info import find_weight
+from timm_attn.weights import Weight, weights
+
+
+def _table(*rows: tuple[str, ...]) -> str:
+    head, *body = rows
+    return '\n'.join(f'| {" | ".join(row)} |' for row in (head, ('---',) * len(head), *body)).replace(
+        '| --- |', '|---|'
+    )
+
+
+def published() -> list[Weight]:
+    """Rows of the manifest that have weights."""
+    return [w for w in weights().values() if w.kind != 'untrained']
+
+
+def weights_table(rows: list[Weight], links: str) -> str:
+    """Markdown table of weights.
+
+    Args:
+        rows: Rows of the manifest.
+        links: Folder of the cards, relative to the file that contains the table, ending in a slash or empty.
+    """
+    body = [
+        (
+            f'[{w.name}]({links}{w.name}.md)',
+            KINDS[w.kind],
+            f'{w.params / 1e6:.2f}',
+            f'{w.gmacs:.3f}',
+            f'{w.activations:.2f}',
+            _top1(w),
+        )
+        for w in rows
+    ]
+    return _table(('weight', 'kind', 'parameters (M)', 'GMACs', 'activations (M)', 'top-1 (%)'), *body)
+
+
+def _top1(weight: Weight) -> str:
+    metric = weight.top1
+    if metric is None:
+        return '-'
+    if metric.measured:
+        return f'{metric.value:.2f}, measured'
+    return f'{metric.value:.1f}, {"its backbone, " if weight.kind == "warm_start" else ""}reported'
+
+
+def families_table() -> str:
+    """One row for each model family: its models, their size and the kinds of their weights."""
+    families: dict[str, list[str]] = {}
+    for name in dict.fromkeys(w.arch for w in weights().values()):
+        families.setdefault(model_entrypoint(name).__module__, []).append(name)
+    body = []
+    for module, names in families.items():
+        about = importlib.import_module(module).__doc__.splitlines()[0].rstrip('.')
+        params = sorted(find_weight(name).params / 1e6 for name in names)
+        size = f'{params[0]:.2f} to {params[-1]:.2f}'
+        kinds = dict.fromkeys(KINDS[w.kind] for w in published() if w.arch in names)
+        body.append((', '.join(f'`{name}`' for name in names), about, size, ', '.join(kinds)))
+    return _table(('models', 'what they are', 'parameters (M)', 'weights'), *body)
+
+
+def attentions_table() -> str:
+    """One row for each registered attention."""
+    body = [
+        (f'`{row.name}`', row.title, f'`{row.layer.__name__}`', _paper(row.paper), row.placement)
+        for row in map(get_attention, list_attentions())
+    ]
+    return _table(('name', 'attention', 'in `timm_attn.layers`', 'paper', 'original placement'), *body)
+
+
+def models_table() -> str:
+    """One row for each model, with the cost of one image at its own size."""
+    body = []
+    for name in dict.fromkeys(w.arch for w in weights().values()):
+        weight = find_weight(name)
+        tags = ', '.join(f'`{w.tag}`' for w in published() if w.arch == name) or '-'
+        size = 'x'.join(map(str, weight.input_size))
+        about = model_entrypoint(name).__doc__.strip().splitlines()[0]
+        body.append((f'`{name}`', about, f'{weight.params / 1e6:.2f}', f'{weight.gmacs:.3f}', size, tags))
+    assert {row[0].strip('`') for row in body} == set(zoo_models())
+    return _table(('model', 'what it is', 'parameters (M)', 'GMACs', 'input', 'weights'), *body)
+
+
+def _paper(paper: str) -> str:
+    number = paper.removeprefix('arXiv:')
+    return f'[{number}](https://arxiv.org/abs/{number})'
