@@ -252,12 +252,13 @@ def main(argv: list[str] | None = None) -> int:
     else:
         expected = (UsageError, OSError, RuntimeError, ValueError, AssertionError, SafetensorError)
     try:
-        status = args.func(args)
+        status = args.func(args) or 0
         sys.stdout.flush()
+        return status
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except expected as e:
         process = f'rank {os.environ["RANK"]}: ' if os.environ.get('RANK', '0') != '0' else ''
         print(f'{process}error: {e or type(e).__name__}', file=sys.stderr)
         return 2
-    return status or 0
