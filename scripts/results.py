@@ -139,7 +139,7 @@ Throughput: inference, {'; '.join(settings)}.
             about += f' Interrupted and resumed: {", ".join(resumed)}.'
         text += f'\n## {experiment.title}\n\n{textwrap.fill(about, 120)}\n{sections}'
     if plot_data():
-        text += '\n## All results\n\n![Top-1 of each network, mean and range over the seeds](data/results.png)\n'
+        text += '\n## All results\n\n![Difference in top-1 to the plain network, mean and range over the seeds](data/results.png)\n'
     for experiment in missing:
         command = f'python scripts/evidence.py {experiment.name} --data-dir DIR --train-script train.py'
         text += f'\n## Not run yet: {experiment.title}\n\n{experiment.about} To run it: `{command}`.\n'
@@ -179,19 +179,28 @@ def _range(values: list[float]) -> tuple[float, list[list[float]]]:
 
 
 def _draw(plt):
+    """Difference of each network to the plain one: horizontal bars, so that names and signs are read at a glance."""
     panels = plot_data()
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout='constrained', squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.8 * len(panels), 3.4), layout='constrained', squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
+        height = 0.7 / len(panel['series'])
         for i, (start, runs) in enumerate(panel['series'].items()):
-            for x, top1 in enumerate(runs.values()):
-                mean, error = _range(list(top1.values()))
-                label = f'from {start}' if x == 0 else None
-                axis.errorbar(x + 0.15 * i, mean, yerr=error, fmt='o', capsize=3, color=f'C{i}', label=label)
-        names = next(iter(panel['series'].values()))
-        axis.set_xticks(range(len(names)), names, rotation=40, ha='right')
-        axis.set(title=panel['title'], ylabel='top-1 (%), mean and range of the seeds')
-        axis.grid(alpha=0.3)
-        axis.legend()
+            plain, *others = runs
+            base = statistics.mean(runs[plain].values())
+            for y, model in enumerate(others):
+                mean, error = _range([top1 - base for top1 in runs[model].values()])
+                label = f'from {start}, plain {base:.1f} %' if y == 0 else None
+                style = dict(color=f'C{i}', ecolor='0.3', capsize=2, label=label)
+                axis.barh(y + (i - (len(panel['series']) - 1) / 2) * height, mean, 0.9 * height, xerr=error, **style)
+        axis.axvline(0, color='0.3', linewidth=1)
+        axis.set_yticks(range(len(others)), [model.removesuffix(f'_{plain}').upper() for model in others])
+        axis.invert_yaxis()
+        axis.set(
+            title=f'{panel["title"].partition(",")[0]}, {plain}',
+            xlabel='difference in top-1 to the plain network (points)',
+        )
+        axis.grid(axis='x', alpha=0.3)
+        axis.legend(fontsize='small', loc='best')
     return figure
 
 

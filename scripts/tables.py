@@ -11,11 +11,9 @@ from timm_attn.models.info import find_weight
 from timm_attn.weights import Weight, weights
 
 
-def _table(*rows: tuple[str, ...]) -> str:
-    head, *body = rows
-    return '\n'.join(f'| {" | ".join(row)} |' for row in (head, ('---',) * len(head), *body)).replace(
-        '| --- |', '|---|'
-    )
+def _table(head: tuple[str, ...], *body: tuple[str, ...]) -> str:
+    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+    return '\n'.join(lines + [f'| {" | ".join(row)} |' for row in body])
 
 
 def published() -> list[Weight]:
