@@ -139,7 +139,8 @@ Throughput: inference, {'; '.join(settings)}.
             about += f' Interrupted and resumed: {", ".join(resumed)}.'
         text += f'\n## {experiment.title}\n\n{textwrap.fill(about, 120)}\n{sections}'
     if plot_data():
-        text += '\n## All results\n\n![Difference in top-1 to the plain network, mean and range over the seeds](data/results.png)\n'
+        caption = 'Difference in top-1 to the plain network, mean and range over the seeds'
+        text += f'\n## All results\n\n![{caption}](data/results.png)\n'
     for experiment in missing:
         command = f'python scripts/evidence.py {experiment.name} --data-dir DIR --train-script train.py'
         text += f'\n## Not run yet: {experiment.title}\n\n{experiment.about} To run it: `{command}`.\n'
