@@ -274,7 +274,7 @@ BAD_DATA = {
     'nested classes': (lambda d: shutil.copytree(d / 'red', d / 'blue' / 'day'), 'is not directly inside'),
     'hidden folder': (lambda d: shutil.copytree(d / 'red', d / '.checkpoints'), 'is hidden'),
     'no share': (lambda d: None, 'must be between 0 and 1', '--val-fraction', '1.5'),
-    'one image a class': (
+    'one image in each class': (
         lambda d: [p.unlink() for p in d.rglob('*.jpg') if p.stem != '0'],
         'a single image of each class',
     ),

@@ -27,6 +27,7 @@ __all__ = [
     'has_forward_pre_hooks',
     'hf_split',
     'in_function_transform',
+    'operator_of',
     'resolve_bn_args',
     'round_channels',
     'tree_leaves',
@@ -43,6 +44,11 @@ __all__ = [
 def in_function_transform() -> bool:
     """Whether ``torch.func`` or forward-mode gradients are active: what torch.autograd.Function itself asks."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def operator_of(overload):
+    """Operator that an overload belongs to, such as aten.bmm of aten.bmm.default: the key of torch's flop formulas."""
+    return overload._overloadpacket
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

@@ -43,8 +43,8 @@ def window_pool(x: torch.Tensor, window: int, mode: str) -> torch.Tensor:
 class SCSA(nn.Module):
     """Spatial and channel synergistic attention.
 
-    Spatial: the means over W and over H each pass four depthwise 1-D convolutions, one a quarter of the channels, a
-    group norm and a gate; x' = x * gate_h * gate_w. Channel: self-attention between the channels of the pooled x',
+    Spatial: the means over W and over H each pass four depthwise 1-D convolutions, one for each quarter of the channels,
+    a group norm and a gate; x' = x * gate_h * gate_w. Channel: self-attention between the channels of the pooled x',
     averaged over positions, gates x'.
 
     Source: SCSA (arXiv 2407.05128).
@@ -89,7 +89,7 @@ class SCSA(nn.Module):
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f'SCSA: channels={channels} is not a multiple of num_heads={num_heads}.')
         if len(kernel_sizes) != 4 or any(k % 2 == 0 for k in kernel_sizes):
-            raise ValueError(f'SCSA needs four odd kernel_sizes, one a group of channels; got {tuple(kernel_sizes)}.')
+            raise ValueError(f'SCSA needs four odd kernel_sizes, one for each quarter; got {tuple(kernel_sizes)}.')
         if pool_type not in SCSA_POOLS:
             raise ValueError(f'SCSA pool_type {pool_type!r} is unknown; it must be one of {", ".join(SCSA_POOLS)}.')
         if window_size != -1 and window_size < 1:

@@ -5,7 +5,7 @@ import torch
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg, model_entrypoint
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from .._compat import TorchDispatchMode, tree_leaves
+from .._compat import TorchDispatchMode, operator_of, tree_leaves
 from ..weights import Weight, weights
 
 
@@ -18,7 +18,7 @@ class _OutputCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
+        if operator_of(func) in flop_registry:
             self.elements += tree_leaves(out)[0].numel()
         return out
 

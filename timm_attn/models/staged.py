@@ -12,14 +12,14 @@ from .._compat import feature_take_indices
 class StagedNet(nn.Module):
     """Base of a convolutional classifier: ``conv_stem``, ``bn1``, ``stages``, pooling, ``classifier``.
 
-    A subclass passes the finished stem and stages; everything that timm asks of a model is here.
+    A subclass passes the finished stem and stages; everything that timm expects of a model is here.
 
     Args:
         conv_stem: First convolution.
         bn1: Norm and activation after it.
-        stages: One ``nn.Sequential`` of blocks a stage.
-        feature_info: One dict a feature level, in order: ``num_chs``, ``reduction`` (total stride), ``module`` (name)
-            and ``stage`` (0 for the stem, n for the n-th stage).
+        stages: One ``nn.Sequential`` of blocks for each stage.
+        feature_info: One dict for each feature level, in order: ``num_chs``, ``reduction`` (total stride), ``module``
+            (name) and ``stage`` (0 for the stem, n for the n-th stage).
         num_classes: Number of classes, 0 for none.
         in_chans: Number of input channels.
         global_pool: Pooling before the classifier, any of timm's.

@@ -62,8 +62,8 @@ def fetch_url(url: str, blob_sha1: str, cache_dir: str | None = None) -> str:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
     raise DownloadError(
-        f'{url} did not give {name}: the git blob of what came is {found}, not {blob_sha1}. The download was cut off '
-        f'or changed on the way, or the authors replaced the file. It was not kept; try again.'
+        f'{url} is not the expected {name}: its git blob is {found}, not {blob_sha1}. The download was truncated or '
+        f'changed on the way, or the authors replaced the file. It was not kept; try again.'
     )
 
 

@@ -87,7 +87,7 @@ class Weight:
         sha256: Of the file, where it is known.
         metrics: Figures of quality, measured here or reported.
         seeds: Top-1 in percent of each training run, by seed.
-        throughput: Measured images a second, with ``images_per_second``, ``relative`` (to the family's plain network,
+        throughput: Measured images per second, with ``images_per_second``, ``relative`` (to the family's plain network,
             in the same run) and ``setting``.
         notes: What a user should know.
     """
