@@ -19,9 +19,8 @@ from timm_attn.train.recipes import list_recipes
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path.stem for path in (ROOT / 'docs').glob('*.md'))
 BLOCK = re.compile(r'(?:^<!-- (not run|file): (.*?) -->\n)?^```(\w+)\n(.*?)^```$', re.M | re.S)
-RUN = dict(
-    install=1, models=6, weights=4, predict=2, finetune=1, deploy=4, contributing=2
-)  # blocks at least, of a page
+# Blocks of a page that must run, at least.
+RUN = dict(install=1, models=6, weights=4, predict=2, finetune=1, deploy=4, contributing=2)
 
 by_page = pytest.mark.parametrize('page', PAGES)
 

@@ -43,9 +43,9 @@ def window_pool(x: torch.Tensor, window: int, mode: str) -> torch.Tensor:
 class SCSA(nn.Module):
     """Spatial and channel synergistic attention.
 
-    Spatial: the means over W and over H each pass four depthwise 1-D convolutions, one for each quarter of the channels,
-    a group norm and a gate; x' = x * gate_h * gate_w. Channel: self-attention between the channels of the pooled x',
-    averaged over positions, gates x'.
+    Spatial: the means over W and over H each pass four depthwise 1-D convolutions, one for each quarter of the
+    channels, a group norm and a gate; x' = x * gate_h * gate_w. Channel: self-attention between the channels of the
+    pooled x', averaged over positions, gates x'.
 
     Source: SCSA (arXiv 2407.05128).
 
