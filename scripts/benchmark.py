@@ -276,6 +276,7 @@ def main() -> None:
     for shape in () if args.no_layers else layer_shapes(args.quick):
         for layer in layers_with_formula():
             result['layers'] += measure_layer(layer, shape, args.turns, device)
+            _drop_measured_again(runs)
             _write(output, runs)
     print(f'{result["machine"]}\n{output}')
 
@@ -291,15 +292,19 @@ def _read(path: Path) -> list[dict] | None:
 
 def _drop_measured_again(runs: list[dict]) -> None:
     """Remove from all runs but the last what the last one has measured on the same machine in the same setting."""
-    settings = ('model', 'reference', 'kind', 'mode', 'dtype', 'layout', 'image_size', 'batch_size')
+    settings = dict(
+        models=('model', 'reference', 'kind', 'mode', 'dtype', 'layout', 'image_size', 'batch_size'),
+        layers=('layer', 'kind', 'shape'),
+    )
 
-    def key(run, row):
-        return tuple(run['machine'][k] for k in ('device', 'threads', 'allocator')) + tuple(row[s] for s in settings)
+    def key(run, row, names):
+        return [run['machine'][k] for k in ('device', 'threads', 'allocator')] + [row[name] for name in names]
 
     *others, last = runs
-    measured = {key(last, row) for row in last['models']}
-    for run in others:
-        run['models'] = [row for row in run['models'] if key(run, row) not in measured]
+    for what, names in settings.items():
+        measured = [key(last, row, names) for row in last[what]]
+        for run in others:
+            run[what] = [row for row in run[what] if key(run, row, names) not in measured]
 
 
 def _write(path: Path, runs: list[dict]) -> None:

@@ -44,8 +44,8 @@ def optimize(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.
             convolution, and height and width from its ``pretrained_cfg``, which timm's models have.
 
     Returns:
-        An ordinary model of the same class, dtype and device, in evaluation mode. It cannot be trained: the norms are
-        gone and no parameter requires a gradient. Its state dict is not that of the original: load weights before.
+        A model of the same class, dtype and device, in evaluation mode. It cannot be trained, as the norms are gone
+        and no parameter requires a gradient. Its state dict is not that of the original: load weights before.
 
     Raises:
         ValueError: If the model is in training mode, or the size of its images is not known.
