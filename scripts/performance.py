@@ -22,7 +22,7 @@ def section(links: str) -> str:
     parts = []
     for run in _runs():
         if run['models']:
-            parts.append(f'{_models_table(run["models"])}\n\n{_where(run)}.')
+            parts.append(f'{_models_tables(run["models"])}\n\n{_where(run)}.')
         if run['layers']:
             parts.append(f'{_layers_table(run["layers"])}\n\n{_where(run)}.')
     if _growth():
@@ -42,13 +42,13 @@ def _where(run: dict) -> str:
 def main_table() -> str:
     """The main models in the plain setting, relative to their plain backbones: one row each."""
     plain = dict(mode='eager', dtype='float32', layout='contiguous', image_size=224)
-    found: dict[tuple[str, str], tuple[dict, dict, dict]] = {}
+    found: dict[tuple[str, str], tuple[dict, dict | None, dict]] = {}  # row, its reference's row, run
     for run in _runs():
         if run['machine']['allocator']:
             continue
         rows = [row for row in run['models'] if all(row[key] == value for key, value in plain.items())]
         references = {(row['model'], row['kind']): row for row in rows if row['model'] == row['reference']}
-        found |= {(r['model'], r['kind']): (r, references[r['reference'], r['kind']], run) for r in rows}
+        found |= {(r['model'], r['kind']): (r, references.get((r['reference'], r['kind'])), run) for r in rows}
     lines = ['| model | relative to | inference | training step | training memory |', '|---|---|---|---|---|']
     used = []
     for name in MAIN:
@@ -66,23 +66,29 @@ def _runs() -> list[dict]:
     return json.loads(RUNS.read_text()) if RUNS.exists() else []
 
 
-def _models_table(rows: list[dict]) -> str:
-    """One line for each model and setting, with its inference and its training step."""
-    by_line: dict[tuple, dict[str, dict]] = {}
+def _models_tables(rows: list[dict]) -> str:
+    """One table for each setting, with one line for each model: its inference and its training step."""
+    settings: dict[str, dict[tuple[str, str], dict[str, dict]]] = {}
     for row in rows:
-        key = tuple(row[k] for k in ('model', 'reference', 'mode', 'dtype', 'layout', 'image_size', 'batch_size'))
-        by_line.setdefault(key, {})[row['kind']] = row
-    lines = [
-        '| model | relative to | setting | inference | training step | training memory (MB) |',
-        '|---|---|---|---|---|---|',
-    ]
-    for (model, reference, mode, dtype, layout, image_size, batch_size), kinds in by_line.items():
-        memory = f'{kinds["training"]["peak_mb"]:.0f}' if 'training' in kinds else '-'
-        lines.append(
-            f'| {model} | {reference} | {mode}, {dtype}, {layout}, {batch_size} x {image_size} px '
-            f'| {_cell(kinds.get("inference"))} | {_cell(kinds.get("training"))} | {memory} |'
+        setting = (
+            f'{row["mode"]}, {row["dtype"]}, {row["layout"]}, batches of {row["batch_size"]} at {row["image_size"]} px'
         )
-    return '\n'.join(lines)
+        lines = settings.setdefault(setting[0].upper() + setting[1:], {})
+        lines.setdefault((row['model'], row['reference']), {})[row['kind']] = row
+    tables = []
+    for setting, lines in settings.items():
+        table = [
+            '| model | relative to | inference | training step | training memory (MB) |',
+            '|---|---|---|---|---|',
+        ]
+        for (model, reference), kinds in lines.items():
+            memory = f'{kinds["training"]["peak_mb"]:.0f}' if 'training' in kinds else '-'
+            table.append(
+                f'| {model} | {reference} | {_cell(kinds.get("inference"))} | {_cell(kinds.get("training"))} '
+                f'| {memory} |'
+            )
+        tables.append(f'**{setting}**\n\n' + '\n'.join(table))
+    return '\n\n'.join(tables)
 
 
 def _cell(row: dict | None) -> str:

@@ -1,4 +1,4 @@
-"""The page model_cards/RESULTS.md: what the attentions were worth under equal recipes, from the logs of the runs."""
+"""The page model_cards/RESULTS.md: how much the attentions help under equal recipes, from the logs of the runs."""
 
 import statistics
 import textwrap

@@ -82,10 +82,9 @@ def models_table() -> str:
         weight = find_weight(name)
         tags = ', '.join(f'`{w.tag}`' for w in published() if w.arch == name) or '-'
         size = 'x'.join(map(str, weight.input_size))
-        about = model_entrypoint(name).__doc__.strip().splitlines()[0]
-        body.append((f'`{name}`', about, f'{weight.params / 1e6:.2f}', f'{weight.gmacs:.3f}', size, tags))
+        body.append((f'`{name}`', f'{weight.params / 1e6:.2f}', f'{weight.gmacs:.3f}', size, tags))
     assert {row[0].strip('`') for row in body} == set(zoo_models())
-    return _table(('model', 'what it is', 'parameters (M)', 'GMACs', 'input', 'weights'), *body)
+    return _table(('model', 'parameters (M)', 'GMACs', 'input', 'weights'), *body)
 
 
 def _paper(paper: str) -> str:

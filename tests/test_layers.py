@@ -179,6 +179,7 @@ def test_rows_are_complete(name):
     layer = row.layer(32)
     assert isinstance(layer, row.layer_cls)
     assert row.gates >= 1
+    assert any(key.endswith('gate') for key, _ in layer.named_modules())  # checked to be one half at an identity start
     assert set(row.zeroed) <= {key for key, _ in layer.named_modules()}
     assert row.paper.startswith('arXiv:')
     assert row.title

@@ -76,6 +76,6 @@ def _half_gates(name: str, attn: nn.Module) -> Attention:
         raise ValueError(f'{name} is a {type(attn).__name__}, for which no start as an identity is known.')
     gates = [module for key, module in attn.named_modules() if key.endswith('gate')]
     zero = torch.zeros(1, 2, 3, 3)
-    if getattr(attn, 'has_skip', False) or not all(bool((gate(zero) == 0.5).all()) for gate in gates):
+    if getattr(attn, 'has_skip', False) or not gates or not all(bool((gate(zero) == 0.5).all()) for gate in gates):
         raise ValueError(f'{name} cannot start as an identity: its gate at zero is not one half.')
     return row
