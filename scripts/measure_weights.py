@@ -25,9 +25,18 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from torch import nn
 
 from timm_attn.models import zoo_models
-from timm_attn.models.info import count_cost
+from timm_attn.models.info import count_cost, find_weight
 from timm_attn.weights import Metric, Weight, bundled, plain_backbone, weights
 from timm_attn.weights.manifest import MANIFEST
+
+
+def new_row(arch: str) -> Weight:
+    """Row for a model that the manifest does not list yet; what is reported about it has to be added by hand."""
+    weight = find_weight(arch)
+    if weight.kind == 'untrained':
+        return weight
+    url = f'https://huggingface.co/timm/{weight.base_weight}'
+    return dataclasses.replace(weight, dataset='ILSVRC/imagenet-1k', license_url=url, redistributable=True)
 
 
 def measure_cost(weight: Weight) -> dict:
@@ -118,9 +127,12 @@ def main() -> None:
     parser.add_argument('--throughput', action='store_true', help='measure images per second; needs an idle machine')
     parser.add_argument('--only', default='', metavar='FILTER', help='wildcard of models, such as "*_cifar"')
     args = parser.parse_args()
+    names = zoo_models(args.only)
+    if not names:
+        parser.error(f'no model matches {args.only!r}; see timm-attn list')
     rows = []
-    for weight in weights().values():
-        if weight.arch in zoo_models(args.only):
+    for weight in [*weights().values(), *map(new_row, sorted(set(names) - {w.arch for w in weights().values()}))]:
+        if weight.arch in names:
             changes = measure_cost(weight)
             if weight.kind == 'trained':
                 changes |= measure_file(weight.file)

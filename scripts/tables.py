@@ -3,7 +3,7 @@
 import importlib
 
 from cards import KINDS
-from timm.models import model_entrypoint
+from timm.models import get_arch_pretrained_cfgs, model_entrypoint
 
 from timm_attn.layers import get_attention, list_attentions
 from timm_attn.models import zoo_models
@@ -14,6 +14,11 @@ from timm_attn.weights import Weight, weights
 def _table(head: tuple[str, ...], *body: tuple[str, ...]) -> str:
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
     return '\n'.join(lines + [f'| {" | ".join(row)} |' for row in body])
+
+
+def _names() -> list[str]:
+    """Every model, in the order of the manifest; those that it does not list yet last."""
+    return list(dict.fromkeys([*(w.arch for w in weights().values()), *zoo_models()]))
 
 
 def published() -> list[Weight]:
@@ -54,14 +59,14 @@ def _top1(weight: Weight) -> str:
 def families_table() -> str:
     """One row for each model family: its models, their size and the kinds of their weights."""
     families: dict[str, list[str]] = {}
-    for name in dict.fromkeys(w.arch for w in weights().values()):
+    for name in _names():
         families.setdefault(model_entrypoint(name).__module__, []).append(name)
     body = []
     for module, names in families.items():
         about = importlib.import_module(module).__doc__.splitlines()[0].rstrip('.')
         params = sorted(find_weight(name).params / 1e6 for name in names)
         size = f'{params[0]:.2f} to {params[-1]:.2f}'
-        kinds = dict.fromkeys(KINDS[w.kind] for w in published() if w.arch in names)
+        kinds = dict.fromkeys(KINDS[w.kind] for w in (published() + [find_weight(n) for n in names]) if w.arch in names)
         body.append((', '.join(f'`{name}`' for name in names), about, size, ', '.join(kinds)))
     return _table(('models', 'what they are', 'parameters (M)', 'weights'), *body)
 
@@ -78,12 +83,11 @@ def attentions_table() -> str:
 def models_table() -> str:
     """One row for each model, with the cost of one image at its own size."""
     body = []
-    for name in dict.fromkeys(w.arch for w in weights().values()):
+    for name in _names():
         weight = find_weight(name)
-        tags = ', '.join(f'`{w.tag}`' for w in published() if w.arch == name) or '-'
+        tags = ', '.join(f'`{cfg.tag}`' for cfg in get_arch_pretrained_cfgs(name).values() if cfg.has_weights) or '-'
         size = 'x'.join(map(str, weight.input_size))
         body.append((f'`{name}`', f'{weight.params / 1e6:.2f}', f'{weight.gmacs:.3f}', size, tags))
-    assert {row[0].strip('`') for row in body} == set(zoo_models())
     return _table(('model', 'parameters (M)', 'GMACs', 'input', 'weights'), *body)
 
 

@@ -55,6 +55,10 @@ def test_everything_by_name_knows_it(python):
     listed = python('-m', 'timm_attn', 'list', 'toy*')
     assert listed.splitlines()[1].split()[::4] == ['toy_resnet18', 'warm_a1_in1k']
     assert 'warm_a1_in1k' in python('-m', 'timm_attn', 'info', 'toy_resnet18')
+    python('scripts/measure_weights.py', '--only', 'toy*')
+    manifest = python('-c', 'import timm_attn.weights as w; print(*w.weights().values(), sep="\\n")').splitlines()
+    assert 'toy_resnet18.warm_a1_in1k' in manifest[-1]
+    assert "license='apache-2.0', paper='arXiv:0000.00000'" in manifest[-1]
     code = "import torch; print(torch.hub.load('.', 'toy_resnet18', source='local', num_classes=3).num_classes)"
     assert python('-c', code).strip() == '3'
     small = ('--kind', 'inference', '--turns', '1', '--no-layers', '--batch-size', '1', '--size', '64')

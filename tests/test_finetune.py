@@ -291,6 +291,16 @@ def test_bad_data_is_refused_before_anything_is_written(case, data, capsys):
     assert not Path('runs').exists()
 
 
+def test_a_test_folder_that_is_not_used_is_reported(data, caplog):
+    shutil.copytree('data', 'split/train')
+    shutil.copytree('data', 'split/test')
+    image_folder.open_folder('split')
+    assert '--val-split test' in caplog.text
+    caplog.clear()
+    image_folder.open_folder('split', val_split='test')
+    assert not caplog.text
+
+
 def test_unknown_class_in_validation(data, capsys):
     shutil.copytree('data', 'split/train')
     shutil.copytree('data', 'split/val')
@@ -369,6 +379,9 @@ def train_py_run(data):
 def test_a_run_of_train_py_becomes_a_folder(train_py_run, capsys):
     assert main(['export', 'run', 'mine']) == 0
     assert capsys.readouterr().out == 'mine: 3 classes, with names\n'
+    assert (
+        len({path.stat().st_mode for path in Path('mine').iterdir()}) == 1
+    )  # all readable by those who read the config
     model = timm.create_model('local-dir:mine', pretrained=True)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in train_py_run.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())

@@ -160,6 +160,13 @@ def test_constant_maps_are_finite(attn, value):
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
+def test_every_attention_has_a_golden_vector():
+    tested = {load_module_case(case)[0]['attention'] for case in MODULE_CASES}
+    of_timm = {name for name in ATTENTIONS if get_attention(name).layer_cls.__module__.startswith('timm.')} - tested
+    assert of_timm == {'cbam', 'se'}  # timm's own layers, used as they are
+    assert set(ATTENTIONS) - of_timm == tested
+
+
 def test_registry():
     row = get_attention('csa')
     assert attention_of(CSA(8)) is row

@@ -307,6 +307,7 @@ BAD_COMMANDS = {
         'no classifier',
     ),
     'empty folder': (['predict', 'photo.png', '--model', 'local-dir:bare'], 'bare'),
+    'a folder without its prefix': (['predict', 'photo.png', '--model', 'empty'], 'local-dir:empty'),
     'empty config': (['predict', 'photo.png', '--model', 'local-dir:empty'], 'config.json'),
     'bad output': (['predict', 'photo.png', '-o', 'out.txt'], '.csv or .json'),
     'no folder of the output': (['predict', 'photo.png', '-o', 'absent/out.csv'], 'is not a directory'),

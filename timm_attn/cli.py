@@ -15,6 +15,7 @@ import timm
 from safetensors import SafetensorError
 from timm.models import get_arch_pretrained_cfgs
 
+from . import __version__
 from .image_files import find_images
 from .models import zoo_models
 from .models.info import describe, find_weight
@@ -73,6 +74,8 @@ def _known_name(name: str, others: list[str] | None = None) -> str:
 
 
 def _check_model(name: str) -> None:
+    if Path(name, 'config.json').is_file():
+        raise UsageError(f'{name!r} is a directory; did you mean local-dir:{name}?')
     if ':' not in name and not timm.is_model(name.partition('.')[0]):
         _known_name(name, timm.list_models())  # raises, with the nearest names
 
@@ -184,6 +187,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='timm-attn', description='Attention-augmented CNNs inside timm.')
+    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
     def command(name: str, text: str, func) -> argparse.ArgumentParser:

@@ -38,6 +38,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in part.iterdir():  # safetensors writes files that only their owner may read
+            path.chmod(0o666 & ~umask)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     finally:

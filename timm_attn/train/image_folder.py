@@ -62,6 +62,8 @@ def open_folder(
             f'{train_root} has images of only one class, {classes[0]!r}, so there is nothing to learn. It needs a '
             'folder for each class.'
         )
+    if train_root != root and not val_root and (root / 'test').is_dir():
+        _logger.warning(f'{root / "test"} is not used; --val-split test validates on it.')
     if val_root:
         val = _read(val_root, classes)
     else:

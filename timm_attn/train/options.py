@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--weight-decay', type=float, default=0.05, help='weight decay')
     group.add_argument('--layer-decay', type=float, default=0.9, help='factor on the learning rate from block to block')
     group.add_argument('--clip-grad', type=float, metavar='NORM', help='clip the norm of the gradients')
-    group.add_argument('--warmup-epochs', type=int, default=3, metavar='N', help='epochs of linear warm-up')
+    group.add_argument(
+        '--warmup-epochs', type=int, default=3, metavar='N', help='epochs of linear warm-up, at most half of all epochs'
+    )
     group = parser.add_argument_group('augmentation')
     group.add_argument('--scale', type=float, nargs=2, default=[0.35, 1.0], metavar=('LOW', 'HIGH'),
                        help='share of the area in a random crop')  # fmt: skip

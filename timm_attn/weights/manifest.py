@@ -204,6 +204,7 @@ def _warm_start_cfg(arch: str, plain: str, cfg: dict) -> dict[str, dict]:
     source = get_pretrained_cfg(plain) if plain != arch and is_model(plain) else None
     if source is None or not source.hf_hub_id:
         return {arch: cfg}
+    cfg = {'license': source.license, **cfg}
     return {f'{arch}.warm_{source.tag}': _from_source(cfg, dataclasses.asdict(source))}
 
 
