@@ -82,7 +82,7 @@ def inference(model: nn.Module, images: torch.Tensor, autocast) -> Callable[[], 
 
 
 def training(model: nn.Module, images: torch.Tensor, autocast) -> Callable[[], object]:
-    """Forward, backward and optimiser step."""
+    """Forward, backward and optimizer step."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     with torch.no_grad():
@@ -304,7 +304,11 @@ def _drop_measured_again(runs: list[dict]) -> None:
     for what, names in settings.items():
         measured = [key(last, row, names) for row in last[what]]
         for run in others:
-            run[what] = [row for row in run[what] if key(run, row, names) not in measured]
+            kept = [row for row in run[what] if key(run, row, names) not in measured]
+            # a reference stays as long as another row of its run is relative to it
+            needed = {row.get('reference') for row in kept}
+            run[what] = [row for row in run[what] if row in kept or row.get('model', '') in needed]
+    runs[:] = [run for run in others if run['models'] or run['layers']] + [last]
 
 
 def _write(path: Path, runs: list[dict]) -> None:

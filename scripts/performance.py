@@ -95,7 +95,7 @@ def _cell(row: dict | None) -> str:
     if row is None:
         return '-'
     if row['model'] == row['reference']:
-        return f'{row["milliseconds"] / row["batch_size"]:.2f} ms an image'
+        return f'{row["milliseconds"] / row["batch_size"]:.2f} ms per image'
     return _ratio(row)
 
 

@@ -162,7 +162,7 @@ def push(weight: Weight, out: Path, org: str, private: bool, dry_run: bool, api:
     Args:
         weight: Row of the manifest.
         out: Folder of all folders.
-        org: User or organisation.
+        org: User or organization.
         private: Create the repository as a private one.
         dry_run: Only tell what would be done.
         api: Client of the Hub.
@@ -204,7 +204,7 @@ def check(weight: Weight, org: str) -> str:
 
     Args:
         weight: Row of the manifest.
-        org: User or organisation.
+        org: User or organization.
 
     Returns:
         What was found.
@@ -285,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
         if name != 'check':
             p.add_argument('out', type=Path, metavar='OUT', help='folder of the built folders')
         if name in ('push', 'check'):
-            p.add_argument('--org', required=True, help='user or organisation on the Hub')
+            p.add_argument('--org', required=True, help='user or organization on the Hub')
         if name == 'push':
             p.add_argument('--private', action='store_true', help='create new repositories as private ones')
             p.add_argument('--dry-run', action='store_true', help='only tell what would be uploaded')

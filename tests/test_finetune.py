@@ -123,6 +123,14 @@ def test_run_of_an_earlier_version_resumes(data):
     assert len(read_summary(Path('runs/run/summary.csv'))) == 3
 
 
+def test_constants_may_be_written_in_any_notation(data, capsys):
+    Path('my.yaml').write_text('warmup_lr: 1e-6\nratio: [0.75, 1.3333]\nvflip: 0\nepochs: 1\n')
+    assert finetune('data', *SMALL, '--config', 'my.yaml') == 0
+    Path('my.yaml').write_text('warmup_lr: 1e-3\n')
+    assert finetune('data', '--config', 'my.yaml') == 2
+    assert 'warmup_lr: 1e-3' in capsys.readouterr().err
+
+
 def test_attention_alone(data):
     start = timm.create_model('csa_resnet20_cifar', pretrained=True).state_dict()
     assert (

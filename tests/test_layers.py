@@ -1,5 +1,6 @@
 """The attention layers: parity with the authors' code and with the papers' formulas, and robustness."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -176,8 +177,14 @@ def test_registry():
         get_attention('scs')
     with pytest.raises(ValueError, match='must be one of'):
         get_attention('transformer')
+    assert register_attention(row) is row  # a file may be loaded again
     with pytest.raises(ValueError, match='registered already'):
-        register_attention(row)
+        register_attention(dataclasses.replace(row, layer=SCSA))
+
+    class Derived(CSA):
+        pass
+
+    assert attention_of(Derived(8)) is row
 
 
 @pytest.mark.parametrize('name', ATTENTIONS)

@@ -241,7 +241,7 @@ def test_predict_honours_the_orientation(photo, tmp_path):
 def test_recipe(tmp_path):
     assert 'csa_resnet_in1k' in cli('recipe', cwd=tmp_path).stdout
     printed = cli('recipe', 'finetune', cwd=tmp_path).stdout
-    assert cli('recipe', 'finetune', '-o', '.', cwd=tmp_path).stdout == 'finetune.yaml\n'
+    assert cli('recipe', 'finetune.yaml', '-o', '.', cwd=tmp_path).stdout == 'finetune.yaml\n'
     assert (tmp_path / 'finetune.yaml').read_text() == printed
     assert 'layer_decay' in printed
 
@@ -315,6 +315,9 @@ BAD_COMMANDS = {
     'no match of a wildcard': (['predict', '*.webp', '--model', 'csa_resnet20_cifar'], '*.webp'),
     'unknown recipe': (['recipe', 'imagenet'], 'csa_resnet_in1k'),
     'recipe exists': (['recipe', 'finetune', '-o', 'photo.png'], 'exists'),
+    'recipe without a name': (['recipe', '-o', 'x.yaml'], 'needs the name'),
+    'output is a directory': (['predict', 'photo.png', '-o', 'bare.csv'], 'is a directory'),
+    'export of a broken run': (['export', 'broken', 'out'], 'does not contain the options'),
     'export of no run': (['export', 'bare', 'out'], 'no args.yaml'),
     'no device': (['predict', 'photo.png', '--model', 'csa_resnet20_cifar', '--device', 'tpu7'], 'tpu7'),
     'top 0': (['predict', 'photo.png', '--model', 'csa_resnet20_cifar', '--topk', '0'], '--topk'),
@@ -330,6 +333,10 @@ def test_bad_input_is_one_clear_message(case, photo, tmp_path):
     if case == 'classes':
         torch.save(timm.create_model('mbv2_ca_050', num_classes=4).state_dict(), tmp_path / 'four.pth')
     (tmp_path / 'bare').mkdir()
+    (tmp_path / 'bare.csv').mkdir()
+    (tmp_path / 'broken').mkdir()
+    for name in ('args.yaml', 'model_best.pth.tar'):
+        (tmp_path / 'broken' / name).touch()
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'empty' / 'config.json').write_text('{}')
     if case == 'random head':

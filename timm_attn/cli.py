@@ -74,9 +74,9 @@ def _known_name(name: str, others: list[str] | None = None) -> str:
 
 
 def _check_model(name: str) -> None:
-    if Path(name, 'config.json').is_file():
-        raise UsageError(f'{name!r} is a directory; did you mean local-dir:{name}?')
     if ':' not in name and not timm.is_model(name.partition('.')[0]):
+        if Path(name, 'config.json').is_file():
+            raise UsageError(f'{name!r} is a directory; did you mean local-dir:{name}?')
         _known_name(name, timm.list_models())  # raises, with the nearest names
 
 
@@ -95,32 +95,39 @@ def _predict(args: argparse.Namespace) -> int:
     unreadable = []
 
     def warn(path: str, reason: str) -> None:
+        if len(images) == 1:
+            raise UsageError(reason)
         unreadable.append(path)
-        print(reason, file=sys.stderr)
+        print(f'left out: {reason}', file=sys.stderr)
 
     labels = class_labels(model, bool(args.checkpoint))
     results = list(classify(model, images, labels, args.topk, args.batch_size, warn))
     if not results:
-        raise UsageError('none of these files is an image')
+        raise UsageError('none of these files can be read as an image')
     name = args.model
     if ':' not in name and not args.checkpoint:  # the tag that the weights were found under
         name = '.'.join(filter(None, (model.pretrained_cfg['architecture'], model.pretrained_cfg.get('tag'))))
     text = _format(style, results, name, args.checkpoint)
     if args.output:
         part = Path(f'{args.output}.part')
-        part.write_text(text, encoding='utf-8', newline='')
-        os.replace(part, args.output)
-        print(f'{args.output}: {len(results)} images')
+        try:
+            part.write_text(text, encoding='utf-8', newline='')
+            os.replace(part, args.output)
+        finally:
+            part.unlink(missing_ok=True)
+        print(f'{args.output}: {len(results)} image{"s" * (len(results) != 1)}')
     else:
         print(text, end='')
     return 2 if set(unreadable) & set(args.images) else 0
 
 
 def _output_style(args: argparse.Namespace) -> str:
-    suffix = Path(args.output).suffix if args.output else ''
+    suffix = Path(args.output).suffix.lower() if args.output else ''
     style = args.style or {'.json': 'json', '.csv': 'csv'}.get(suffix)
     if args.output and not style:
         raise UsageError(f'--output {args.output}: the name must end in .csv or .json, or add --csv or --json')
+    if args.output and Path(args.output).is_dir():
+        raise UsageError(f'--output {args.output} is a directory; name a file')
     if args.output and not Path(args.output).absolute().parent.is_dir():
         raise UsageError(f'--output {args.output}: {Path(args.output).parent} is not a directory')
     return style or 'text'
@@ -160,6 +167,8 @@ def _export(args: argparse.Namespace) -> None:
 
 def _recipe(args: argparse.Namespace) -> None:
     if not args.name:
+        if args.output:
+            raise UsageError('--output needs the name of a recipe; timm-attn recipe lists them')
         for name in list_recipes():
             first = recipe_path(name).read_text(encoding='utf-8').splitlines()[0]
             print(f'{name:22}{first.removeprefix("# ")}')
@@ -168,7 +177,7 @@ def _recipe(args: argparse.Namespace) -> None:
     if not args.output:
         print(text, end='')
         return
-    path = args.output / f'{args.name}.yaml' if args.output.is_dir() else args.output
+    path = args.output / recipe_path(args.name).name if args.output.is_dir() else args.output
     if path.exists():
         raise UsageError(f'{path} exists: name another file')
     path.write_text(text, encoding='utf-8')

@@ -70,7 +70,7 @@ def optimize(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.
 
 
 def _remainder(norm: nn.Module) -> nn.Module:
-    """What a norm does after the normalisation."""
+    """What a norm does after the normalization."""
     parts = {name: getattr(norm, name, None) for name in ('drop', 'act')} if isinstance(norm, _NORM_ACTS) else {}
     parts = {name: part for name, part in parts.items() if not isinstance(part, nn.Identity | None)}
     rest = nn.Sequential(OrderedDict(parts)) if parts else nn.Identity()

@@ -24,7 +24,7 @@ def find_images(paths: Iterable[str]) -> list[str]:
     """
     found: list[str] = []
     for path in paths:
-        if Path(path).is_file():
+        if Path(path).exists() and not Path(path).is_dir():
             found.append(path)
             continue
         pattern = str(Path(glob.escape(path), '**', '*')) if Path(path).is_dir() else path

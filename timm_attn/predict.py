@@ -118,7 +118,6 @@ def classify(
 
     with (
         ThreadPoolExecutor() as pool,
-        torch.inference_mode(),
         tqdm(total=len(paths), unit='image', leave=False, disable=None if len(paths) > 1 else True) as bar,
     ):
         for start in range(0, len(paths), batch_size):
@@ -131,7 +130,8 @@ def classify(
                 elif on_unreadable is not None:
                     on_unreadable(path, loaded)
             if images:
-                probs = model(torch.stack(images).to(device)).softmax(-1)
+                with torch.inference_mode():  # not around the yield, where it would reach the caller
+                    probs = model(torch.stack(images).to(device)).softmax(-1)
                 top = probs.topk(min(topk, probs.shape[1]))
                 for path, p, i in zip(readable, top.values.tolist(), top.indices.tolist(), strict=True):
                     yield dict(image=path, classes=[_ranked(*pair, labels) for pair in zip(p, i, strict=True)])

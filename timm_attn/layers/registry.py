@@ -1,6 +1,6 @@
 """The table of attentions: one row each, from which everything by name follows.
 
-The file of a layer ends in its row. Warm starts, freezing, the benchmark, the documentation's table and the tests of
+The file of a layer ends in its row. Warm starts, the benchmark, the documentation's table and the tests of
 every property read the table, so a new attention is covered as soon as its row is there.
 """
 
@@ -56,7 +56,8 @@ def register_attention(row: Attention) -> Attention:
     Raises:
         ValueError: If the name is taken.
     """
-    if row.name in _ATTENTIONS:
+    known = _ATTENTIONS.get(row.name)
+    if known and known.layer.__module__ != row.layer.__module__:  # the same one may be loaded again
         raise ValueError(f'An attention named {row.name!r} is registered already.')
     _ATTENTIONS[row.name] = row
     return row
@@ -82,4 +83,5 @@ def get_attention(name: str) -> Attention:
 
 def attention_of(layer: nn.Module) -> Attention | None:
     """Row of a layer's class; None if it is not a registered attention."""
-    return next((row for row in _ATTENTIONS.values() if isinstance(layer, row.layer_cls)), None)
+    rows = {row.layer_cls: row for row in _ATTENTIONS.values()}
+    return next((rows[cls] for cls in type(layer).__mro__ if cls in rows), None)  # the most specific class

@@ -22,7 +22,6 @@ class ZooModel(ConvertsStateDict):
     """For warm starts: what a block calls its attention -> the layers beside it that can take up a factor, the first
     that the block has."""
 
-    @torch.jit.ignore
     def misfit_hint(self, wrong: list[str], own: dict, given: dict) -> str | None:
         """The next step where a checkpoint does not fit for a reason that only this family knows.
 
@@ -46,7 +45,7 @@ class ZooModel(ConvertsStateDict):
         """Patterns that group the parameters by depth, for learning rates that fall from layer to layer.
 
         Attention does not count as part of its block but, as the classifier, of the last group: after a warm start it
-        is what has to be learnt, so that timm's ``layer_decay`` leaves it the full learning rate.
+        is what has to be learned, so that timm's ``layer_decay`` leaves it the full learning rate.
 
         Args:
             coarse: Groups are stages, with their attention, instead of blocks.

@@ -5,7 +5,6 @@ Paper: `CSA-Net: Channel-wise Spatially Autocorrelated Attention Networks` - htt
 
 from collections.abc import Iterable
 
-import torch
 from timm.layers import create_attn
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -45,7 +44,6 @@ def insert_attn(stages: Iterable[nn.Sequential], attn_layer, blocks: str) -> Non
             block.se = create_attn(attn_layer, last_conv.out_channels, device=weight.device, dtype=weight.dtype)
 
 
-@torch.jit.ignore
 def misfit_hint(model: nn.Module, wrong: list[str], own: dict, given: dict) -> str | None:
     """Hint where only the placement of CSA differs between a checkpoint and a model; see ``ZooModel.misfit_hint``."""
     only_csa = all('.se.' in key and not (key in own and key in given) for key in wrong)

@@ -113,7 +113,7 @@ class StagedNet(nn.Module):
         Args:
             x: Images (B, in_chans, H, W).
             indices: Levels of ``feature_info``: the last n if an int, these if a list, all if None.
-            norm: Without effect, every level is normalised.
+            norm: Without effect, every level is normalized.
             stop_early: Do not compute the stages after the last level asked for.
             output_fmt: ``NCHW``.
             intermediates_only: Return the feature maps alone.

@@ -73,7 +73,12 @@ def export_run(
     for file in ('args.yaml', checkpoint):
         if not (run / file).is_file():
             raise ValueError(f'{run} is not the folder of a finished training run: it has no {file}.')
-    args = yaml.safe_load((run / 'args.yaml').read_text(encoding='utf-8'))
+    try:
+        args = yaml.safe_load((run / 'args.yaml').read_text(encoding='utf-8'))
+    except yaml.YAMLError as e:
+        raise ValueError(f'Cannot read {run / "args.yaml"}: {e}') from e
+    if not isinstance(args, dict) or 'model' not in args:
+        raise ValueError(f'{run / "args.yaml"} does not contain the options of a training run.')
     # `trainable` froze layers during training; whoever loads the model decides that again
     model_args = {k: v for k, v in (args.get('model_kwargs') or {}).items() if k != 'trainable'}
     options = dict(in_chans=args.get('in_chans'), global_pool=args.get('gp'))

@@ -1,6 +1,7 @@
 """Options of ``timm-attn finetune``: timm's names, and the defaults of the recipe ``finetune``."""
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -110,16 +111,31 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
             raise FinetuneError(f'{args.resume} is not the folder of a run: it has no args.yaml.')
         run = _read_options(Path(args.resume, 'args.yaml'), parser)
     config = _read_options(Path(args.config), parser) if args.config else {}
-    changed = [f'{key}: {config[key]}' for key in CONSTANT if config.get(key) not in (None, CONSTANT[key])]
+    constant = CONSTANT | {key: run[key] for key in CONSTANT if run.get(key) is not None}
+    changed = [f'{key}: {config[key]}' for key in CONSTANT if not _same(config.get(key), constant[key])]
     if changed:
         raise FinetuneError(f"{args.config} has values that only timm's train.py knows: {', '.join(changed)}.")
     parser.set_defaults(**run | {key: value for key, value in config.items() if key not in {*_OF_A_RUN, *CONSTANT}})
-    args = parser.parse_args(argv, argparse.Namespace(**CONSTANT | {k: run[k] for k in CONSTANT if k in run}))
+    args = parser.parse_args(argv, argparse.Namespace(**constant))
     for key in _KEPT:
         if key in run and run[key] != getattr(args, key):
             raise FinetuneError(f'The run in {args.resume} has {key}: {run[key]}. Start a new run to change it.')
     del args.func
     return args
+
+
+def _same(given: object, constant: object) -> bool:
+    """Whether a value in a file is the constant one, up to the notation of numbers (YAML reads 1e-6 as a text)."""
+    if given is None:
+        return True
+    if isinstance(constant, list):
+        return isinstance(given, list) and len(given) == len(constant) and all(map(_same, given, constant))
+    if isinstance(constant, bool | str):
+        return given == constant
+    try:
+        return math.isclose(float(str(given)), float(str(constant)), rel_tol=1e-3)
+    except ValueError:
+        return False
 
 
 def _read_options(file: Path, parser: argparse.ArgumentParser) -> dict:

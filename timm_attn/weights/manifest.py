@@ -177,7 +177,16 @@ _PLAIN_BACKBONES: dict[str, str] = {}
 
 
 def plain_backbone(arch: str) -> str:
-    """Registered name of the network that a model is without its attention; the model itself where it has none."""
+    """Registered name of the network that a model is without its attention; the model itself where it has none.
+
+    Args:
+        arch: Registered name of a model of this package, without a tag.
+
+    Raises:
+        ValueError: If it is not one.
+    """
+    if arch not in _PLAIN_BACKBONES:
+        raise ValueError(f'{arch!r} must be one of {", ".join(_PLAIN_BACKBONES)}.')
     return _PLAIN_BACKBONES[arch]
 
 
