@@ -23,7 +23,7 @@ def section(links: str) -> str:
     for run in _runs():
         if run['models']:
             parts.append(f'{_models_tables(run["models"])}\n\n{_where(run)}.')
-        if run['layers']:
+        if run == _layers_run():
             parts.append(f'{_layers_table(run["layers"])}\n\n{_where(run)}.')
     if _growth():
         parts.append(f'![Time and memory of the layers as channels, map and batch grow]({links}{PLOT.name})')
@@ -117,8 +117,13 @@ def _layers_table(rows: list[dict]) -> str:
     return '\n'.join(lines)
 
 
+def _layers_run() -> dict:
+    """The latest run that measured layers: those of two machines do not belong into one plot."""
+    return next((run for run in reversed(_runs()) if run['layers']), {})
+
+
 def _growth() -> list[dict]:
-    return [row for run in _runs() for row in run['layers'] if row['kind'] == 'inference']
+    return [row for row in _layers_run().get('layers', []) if row['kind'] == 'inference']
 
 
 def is_stale() -> bool:
