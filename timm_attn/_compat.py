@@ -1,6 +1,6 @@
 """Every private name of torch and timm that this package uses, in one place.
 
-Each has its reason. All were checked with torch 2.4 to 2.15 and timm 1.0.29 to 1.0.31; a new release of either is
+Each has its reason. All were checked with torch 2.4.0, 2.14.1 and 2.15.0 and timm 1.0.29 and 1.0.31; a new release is
 checked by running the tests with it.
 """
 
