@@ -47,6 +47,7 @@ def finetune(args: argparse.Namespace) -> Path:
         FinetuneError: If the run cannot start or continue; what was trained until then is kept.
     """
     options = dict(vars(args))
+    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device = utils.init_distributed_device(args)
     try:
         if not args.data_dir:

@@ -1,13 +1,12 @@
-"""Options of ``timm-attn finetune``: timm's names, and the defaults of the recipe ``finetune``."""
+"""Options of ``timm-attn finetune``: timm's names, and the defaults of the recipe ``finetune``.
+
+The parser is built before torch and timm are imported, so that ``--help`` answers at once.
+"""
 
 import argparse
 import math
 import os
 from pathlib import Path
-
-import torch
-import yaml
-from timm import utils
 
 
 class FinetuneError(RuntimeError):
@@ -19,6 +18,17 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
     return int(text)
+
+
+class _ParseKwargs(argparse.Action):
+    """timm's ``ParseKwargs``, imported when the option is given."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from timm.utils import ParseKwargs
+
+        if any(value and '=' not in value for value in values):
+            parser.error(f'argument {option_string}: expected KEY=VALUE, got {" ".join(values)!r}')
+        ParseKwargs(self.option_strings, self.dest)(parser, namespace, values, option_string)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--pretrained-path', metavar='FILE', help='start from the weights in this file')
     group.add_argument('--drop', type=float, default=0.0, metavar='RATE', help='dropout')
     group.add_argument('--drop-path', type=float, metavar='RATE', help='stochastic depth')
-    group.add_argument('--model-kwargs', nargs='*', default={}, action=utils.ParseKwargs, metavar='KEY=VALUE',
+    group.add_argument('--model-kwargs', nargs='*', default={}, action=_ParseKwargs, metavar='KEY=VALUE',
                        help="arguments of the model, such as trainable=attention,head")  # fmt: skip
     group.add_argument('--grad-checkpointing', action=flag, default=False, help='trade time for memory')
     group.add_argument('--channels-last', action=flag, default=False, help='use the channels_last memory format')
@@ -51,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--model-ema', action=flag, default=False, help='average the weights, and keep the average')
     group.add_argument('--model-ema-decay', type=float, default=0.9998, metavar='DECAY', help='decay of the average')
     group = parser.add_argument_group('machine')
-    group.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='torch device')
+    group.add_argument('--device', help='torch device (default: cuda where there is one, else cpu)')
     group.add_argument('--amp', action=flag, help='mixed precision (default: on GPUs)')
     group.add_argument('--amp-dtype', choices=('bfloat16', 'float16'), default='bfloat16', help='its data type')
     group.add_argument('--seed', type=int, default=42, metavar='N', help='random seed')
@@ -120,7 +130,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     for key in _KEPT:
         if key in run and run[key] != getattr(args, key):
             raise FinetuneError(f'The run in {args.resume} has {key}: {run[key]}. Start a new run to change it.')
-    del args.func
+    vars(args).pop('func', None)
     return args
 
 
@@ -140,6 +150,8 @@ def _same(given: object, constant: object) -> bool:
 
 def _read_options(file: Path, parser: argparse.ArgumentParser) -> dict:
     """Options in a YAML file, checked and converted as if they had been given on the command line."""
+    import yaml
+
     try:
         values = yaml.safe_load(file.read_text(encoding='utf-8'))
     except (OSError, ValueError, yaml.YAMLError) as e:
