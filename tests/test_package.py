@@ -274,6 +274,36 @@ def test_predict_from_a_local_dir(photo, tmp_path):
     assert {c['label'] for c in data['predictions'][0]['classes']} == {'a', 'b', 'c'}
 
 
+LIGHT = (['--help'], ['--version'], ['finetune', '--help'], ['predict', '--help'], [], ['predict'], ['train'])
+
+
+@pytest.mark.parametrize('args', LIGHT, ids=' '.join)
+@pytest.mark.parametrize('how', ['script', 'module'])
+def test_what_needs_no_model_imports_neither_torch_nor_timm(how, args, tmp_path):
+    script = Path(sys.executable).with_name('timm-attn')
+    if how == 'script' and not script.exists():
+        pytest.skip('the package is not installed')
+    start = [str(script)] if how == 'script' else ['-m', 'timm_attn']
+    env = {} if how == 'script' else {'PYTHONPATH': str(ROOT)}
+    process = python('-X', 'importtime', *start, *args, cwd=tmp_path, env=env, check=False)
+    assert process.returncode in (0, 2)
+    imported = {line.rpartition('|')[2].strip() for line in process.stderr.splitlines() if line.startswith('import')}
+    assert 'timm_attn.cli' in imported
+    assert not imported & {'torch', 'timm', 'torchvision', 'PIL', 'huggingface_hub'}
+
+
+def test_the_command_registers_the_models_when_it_needs_them(tmp_path):
+    code = """
+import sys
+sys.argv = ['/usr/bin/timm-attn', 'list']
+import timm_attn
+assert 'torch' not in sys.modules
+assert timm_attn.optimize and not hasattr(timm_attn, 'other')
+assert 'csa_resnet50' in timm_attn.models.zoo_models()
+"""
+    python('-c', code, cwd=tmp_path, env={'PYTHONPATH': str(ROOT)})
+
+
 def test_list_may_be_cut_short(tmp_path):
     command = f'{sys.executable} -m timm_attn list | head -n 1'
     env = {**os.environ, 'PYTHONPATH': str(ROOT)}
