@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from timm_attn.cli import main as timm_attn_command
-from timm_attn.train.export import atomic_folder
+from timm_attn.train.export import atomic_folder, save_model
 from timm_attn.weights import DownloadError, Weight, bundled, weights
 from timm_attn.weights.download import explain, is_from_the_hub
 
@@ -70,7 +70,7 @@ def build(weight: Weight, out: Path) -> str:
     torch.manual_seed(0)  # a warm start has fresh layers; every build draws the same
     model = timm.create_model(weight.name, pretrained=True).eval()
     with atomic_folder(out / weight.name) as part:
-        timm.models.save_for_hf(model, part, safe_serialization=True)
+        save_model(model, part)
         if weight.file:
             shutil.copyfile(bundled(weight.file), part / 'model.safetensors')
         else:

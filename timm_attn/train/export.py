@@ -1,6 +1,7 @@
 """A trained model as a folder that loads by ``local-dir:`` and, after an upload to the Hub, by ``hf-hub:``."""
 
 import argparse
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Yields:
         Where to write.
     """
-    part = folder.with_name(f'.{folder.name}.part')
+    part, old = (folder.with_name(f'.{folder.name}.{end}') for end in ('part', 'old'))
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
@@ -42,10 +43,32 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         os.umask(umask)
         for path in part.iterdir():  # safetensors writes files that only their owner may read
             path.chmod(0o666 & ~umask)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
         os.replace(part, folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def save_model(model: nn.Module, folder: Path, model_args: dict | None = None) -> None:
+    """Write a model in timm's format for the Hub, in the form that transformers loads too.
+
+    Args:
+        model: The model; the names of its classes are those in its ``pretrained_cfg``.
+        folder: Folder to write to.
+        model_args: Arguments that the model was created with.
+    """
+    save_for_hf(model, folder, model_args=model_args, safe_serialization=True)
+    path = folder / 'config.json'
+    config = json.loads(path.read_text(encoding='utf-8'))
+    # transformers passes the number of classes of the config on to timm, and all of model_args beside it
+    config.get('model_args', {}).pop('num_classes', None)
+    for key in ('label_names', 'label_descriptions'):  # timm reads both places, transformers the outer one
+        if labels := config['pretrained_cfg'].pop(key, None) or model.pretrained_cfg.get(key):
+            config[key] = labels
+    path.write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 
 def export_run(
@@ -69,7 +92,43 @@ def export_run(
         ValueError: If ``run`` is not such a folder, or the number of names differs from that of the classes.
         CheckpointError: If the checkpoint cannot be read or does not fit the model.
     """
-    run, folder = Path(run), Path(folder)
+    model, model_args = load_run(run, label_names, checkpoint)
+    export_model(model, folder, model_args)
+    return model
+
+
+def export_model(model: nn.Module, folder: str | Path, model_args: dict | None = None) -> None:
+    """Write a model as a folder for the Hub.
+
+    Args:
+        model: The model.
+        folder: Folder to write or replace.
+        model_args: Arguments that the model was created with.
+    """
+    with atomic_folder(Path(folder)) as part:
+        save_model(model, part, model_args)
+        timm.create_model(f'local-dir:{part}', pretrained=True)  # raises where the folder would not load
+
+
+def load_run(
+    run: str | Path, label_names: Sequence[str] | None = None, checkpoint: str = 'model_best.pth.tar'
+) -> tuple[nn.Module, dict]:
+    """Load the model of a training run.
+
+    Args:
+        run: Output folder of timm's train.py or of ``timm-attn finetune``, with ``args.yaml``.
+        label_names: Names of the classes; if None, those of the data set, where it is a folder that still exists.
+        checkpoint: File in ``run``; its averaged weights (EMA) are taken where it has them.
+
+    Returns:
+        The model in evaluation mode, its ``pretrained_cfg`` with the preprocessing of its images and the names of its
+        classes, and the arguments that it was created with.
+
+    Raises:
+        ValueError: If ``run`` is not such a folder, or the number of names differs from that of the classes.
+        CheckpointError: If the checkpoint cannot be read or does not fit the model.
+    """
+    run = Path(run)
     for file in ('args.yaml', checkpoint):
         if not (run / file).is_file():
             raise ValueError(f'{run} is not the folder of a finished training run: it has no {file}.')
@@ -90,17 +149,25 @@ def export_run(
     except Exception:
         explain_unreadable(str(run / checkpoint))
         raise
-    if label_names and len(label_names) != model.num_classes:
-        raise ValueError(f'Got {len(label_names)} names for {model.num_classes} classes.')
     label_names = label_names or args.get('class_names') or _classes_of_folder(args, model.num_classes)
     cfg = {k: v for k, v in model.pretrained_cfg.items() if k not in _OF_THE_SOURCE}
     data_config = resolve_data_config(args, model=model)
     model.pretrained_cfg = {**cfg, **data_config, 'num_classes': model.num_classes}
-    with atomic_folder(folder) as part:
-        model_config = {'label_names': list(label_names)} if label_names else None
-        save_for_hf(model, part, model_config=model_config, model_args=model_args or None, safe_serialization=True)
-        timm.create_model(f'local-dir:{part}', pretrained=True)  # raises where the folder would not load
-    return model
+    name_classes(model, label_names)
+    return model, model_args
+
+
+def name_classes(model: nn.Module, label_names: Sequence[str] | None) -> None:
+    """Put the names of the classes into the ``pretrained_cfg`` of a model.
+
+    Raises:
+        ValueError: If their number differs from that of the classes.
+    """
+    if label_names and len(label_names) != model.num_classes:
+        raise ValueError(f'Got {len(label_names)} names for {model.num_classes} classes.')
+    if label_names:
+        model.pretrained_cfg['label_names'] = list(label_names)
+        model.pretrained_cfg.pop('label_descriptions', None)  # of the names before
 
 
 def _classes_of_folder(args: dict, num_classes: int) -> list[str] | None:
