@@ -116,6 +116,18 @@ def check_constant_map(mode, value):
         assert all(r.isfinite().all() for r in results)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('exponent', [-38, -30, -14, 14, 20, 37])
+def check_any_magnitude(exponent, dtype):
+    x, z = feature_map((1, 40, 7, 5))
+    x = torch.cat([x, x * 10.0**exponent]).to(dtype)  # the scale of one image is not that of the next
+    expected, _ = csa_strips.neighbours(x.double(), z.double().repeat(2, 1), 'hybrid', None)
+    sums, mean_dist = csa_triton.neighbours(x, z.repeat(2, 1), 'hybrid', None)
+    tolerance = 1e-4 if exponent > -38 else 1e-2  # below float32's smallest normal numbers digits are lost
+    assert_equal([sums], [expected.float()], tol=tolerance)
+    assert torch.equal(csa_triton.neighbours(x, z.repeat(2, 1), 'hybrid', mean_dist)[0], sums)
+
+
 @pytest.mark.parametrize('mode', csa_triton.MODES)
 def check_nan_is_not_lost(mode):
     x, z = feature_map((2, 6, 2, 2))

@@ -26,7 +26,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, Froz
 
 
 @torch.no_grad()
-def optimize(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.Module:
+def optimize(model: nn.Module, input_size: tuple[int, ...] | None = None, portable: bool = False) -> nn.Module:
     """Copy a model for inference, with its batch norms folded into the convolutions before them.
 
     A batch norm is folded where it directly follows a convolution, attention layers included; of timm's norms with an
@@ -42,6 +42,9 @@ def optimize(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.
         model: Model in evaluation mode, of this package or another. It is not changed.
         input_size: Channels, height and width of an image that the model takes. By default the channels of its first
             convolution, and height and width from its ``pretrained_cfg``, which timm's models have.
+        portable: Replace the operator of this package in CSA by PyTorch's own operations, for converters and runtimes
+            that know only those: OpenVINO or Core ML from an exported program, AOTInductor without Python. It needs
+            more time and memory. Traces, scripts and ONNX files have that form in any case.
 
     Returns:
         A model of the same class, dtype and device, in evaluation mode. It cannot be trained, as the norms are gone
@@ -66,6 +69,10 @@ def optimize(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.
         children = children_by_name(parent)
         for name, child in children.items():
             children[name] = without_norm.get(child, child)
+    if portable:
+        for module in model.modules():
+            if hasattr(module, 'portable'):
+                module.portable = True
     return model.requires_grad_(False)
 
 

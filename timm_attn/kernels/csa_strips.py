@@ -2,17 +2,23 @@
 
 The matrix (C, C) of one image follows from its Gram matrix, which serves distances and cosines, and it is symmetric:
 one half is computed, in strips that are small enough to stay in the processor's cache while they go through the
-formula. No strip outlives the image (a few images where C is small).
+formula. No strip outlives the image (a few images where C is small). The rare image whose distances float32 cannot tell
+is computed again in float64.
 """
 
 import torch
 
-from .csa_plain import ROUNDING
+from .csa_plain import ROUNDING, at_unit_scale
 
 # Elements of a strip and rows of a strip: two strips of float32 (products, distances) fit into the level 2 caches of
 # two current CPU cores. A GPU, where Triton is missing, needs large pieces.
 _STRIP = {'cpu': (2**19, 128)}
 _STRIP_ELSEWHERE = (2**24, 2**13)
+
+# Where float32 is as accurate as the means of the channels allow: the largest norm of a channel, and the mean distance
+# as a share of the mean norm (a common offset of some ten times the spread has a tenth).
+_RANGE = (1e-12, 1e12)
+_SPREAD = 0.1
 
 
 def images_at_once(device: torch.device, channels: int) -> int:
@@ -83,8 +89,36 @@ def neighbours(
         mean_dist: The mean distance (B,) if it is known already.
 
     Returns:
-        The sums (B, C) and the mean distance (B,), both of z's type.
+        The sums (B, C) and the mean distance (B,), both of z's type. Elsewhere than on a CPU the distance is relative
+        to the largest magnitude of the image.
     """
+    sums, means, norms = _neighbours(x, z, mode, mean_dist)
+    if z.dtype == torch.float32 and x.device.type == 'cpu':
+        for i in _out_of_range(x, norms, means):
+            image, known = slice(i, i + 1), None if mean_dist is None else mean_dist[i : i + 1].double()
+            sums[image], means[image], _ = _neighbours(x[image].double(), z[image].double(), mode, known)
+    return sums, means
+
+
+def _out_of_range(x: torch.Tensor, norms: torch.Tensor, means: torch.Tensor) -> list[int]:
+    """Images (B, C, N) whose distances float32 cannot tell, from their norms (B, C) and mean distance (B,).
+
+    Squares of very small and very large numbers leave its range. The distances of channels that share an offset far
+    above their spread are small differences of large products.
+    """
+    low, high = _RANGE
+    largest = norms.amax(dim=1) if norms.numel() else means
+    within = (largest > low) & (largest < high) & (means > _SPREAD * norms.mean(dim=1))
+    if bool(within.all()):
+        return []
+    # a network may start with maps of zeros, which are no reason to compute anything again
+    return [i for i, ok in enumerate(within.tolist()) if not ok and bool(x[i].any())]
+
+
+def _neighbours(
+    x: torch.Tensor, z: torch.Tensor, mode: str, mean_dist: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:func:`neighbours` in the type of z, and the norms of the channels (B, C)."""
     B, C, _ = x.shape
     elements, rows = _STRIP.get(x.device.type, _STRIP_ELSEWHERE)
     rows = min(max(rows, C // 8), C)  # of many narrow strips, the calls would cost more than the half that they save
@@ -94,12 +128,14 @@ def neighbours(
     one_pass = mean_dist is not None  # else all strips are kept until the mean distance is known
     space = z.new_empty(2, images * (max(sizes) if one_pass else sum(sizes)))
     square, scaled_z, partial = z.new_empty(3, images, C)
-    sums = torch.empty_like(z)
-    means = z.new_zeros(B) if mean_dist is None else mean_dist
+    sums, norms = torch.empty_like(z), torch.empty_like(z)
+    means = z.new_zeros(B) if mean_dist is None else mean_dist.clone()
     strips: list[_Strip] = []
     for first in range(0, B, images):
         chunk = slice(first, first + images)
         f = x[chunk].to(z.dtype)
+        if x.device.type != 'cpu':  # where asking for the range would wait for the device
+            f = at_unit_scale(f)
         n = f.shape[0]
         if not strips or n < images:
             flat = space[:, : n * max(sizes)] if one_pass else space[:, : n * sum(sizes)]
@@ -108,7 +144,7 @@ def neighbours(
                 _Strip(i, j, part[0], part[1], square[:n], scaled_z[:n], partial[:n])
                 for (i, j), part in zip(spans, parts, strict=True)
             ]
-        norm = torch.linalg.vector_norm(f, dim=2)
+        norm = norms[chunk] = torch.linalg.vector_norm(f, dim=2)
         square[:n] = norm.square() * (1 - ROUNDING * torch.finfo(z.dtype).eps)
         # The norms of the cosine are outside of the sum: only the products of channels are needed in it.
         inv_norm = torch.where(norm > 0, norm, 1.0).reciprocal() if mode == 'hybrid' else torch.ones_like(norm)
@@ -119,11 +155,11 @@ def neighbours(
                 strip.measure(f, mode)
                 total += strip.total()  # while it is in the cache
             means[chunk] = total / C**2
-        inv_mean = -means[chunk].clamp_min(1e-30).reciprocal().view(n, 1, 1)
+        inv_mean = -means[chunk].clamp_min(torch.finfo(z.dtype).tiny).reciprocal().view(n, 1, 1)
         partial.zero_()
         for strip in strips:
             if one_pass:
                 strip.measure(f, mode)
             strip.multiply(inv_mean, mode)
         torch.mul(partial[:n], inv_norm, out=sums[chunk])
-    return sums, means
+    return sums, means, norms

@@ -44,7 +44,8 @@ def neighbours(
         mean_dist: The mean distance (B,) if it is known already.
 
     Returns:
-        The sums (B, C) and the mean distance (B,), both float32.
+        The sums (B, C) and the mean distance (B,), both float32. Where an image's norms leave the range in which float32
+        holds their squares, the image is scaled by a power of two, and the distance is that of the scaled one.
     """
     B, C, N = x.shape
     if z.numel() == 0:
@@ -61,9 +62,10 @@ def neighbours(
 
     def launch(mean, out, multiply):
         kernel[(B * pairs,)](  # the first axis of a grid is the only one without a limit of 65535
-            *(x, norm, z, mean, out, C, N, *x.stride()),
+            *(x, scale, norm, z, mean, out, C, N, *x.stride()),
             MULTIPLY=multiply,
             HYBRID=mode == 'hybrid',
+            SCALED=x.dtype != torch.float16,  # whose range is small enough
             BLOCK=block,
             BLOCK_N=32,  # wider pieces spill registers where they cannot be copied to shared memory directly
             SHRINK=1 - ROUNDING * torch.finfo(torch.float32).eps,
@@ -73,7 +75,12 @@ def neighbours(
         return out
 
     with torch.cuda.device_of(x):
-        norm = torch.linalg.vector_norm(x, dim=2, dtype=torch.float32).contiguous()
+        exact = torch.linalg.vector_norm(x, dim=2, dtype=torch.float64)
+        largest = exact.amax(dim=1)
+        fits = (largest == 0) | ((largest > 1e-12) & (largest < 1e12))
+        scale = torch.where(fits, 1.0, torch.ldexp(largest.new_ones(B), -largest.frexp().exponent.clamp(-127, 126)))
+        norm = (exact * scale[:, None]).float().contiguous()
+        scale = scale.float()
         if mean_dist is None:
             total = z.new_empty(B, pairs)
             mean_dist = launch(total, total, False).sum(1) / C**2  # the first pass reads no mean
@@ -120,6 +127,7 @@ def _kernel():
     @triton.jit
     def tile(
         x_ptr,
+        scale_ptr,
         norm_ptr,
         z_ptr,
         mean_ptr,
@@ -131,6 +139,7 @@ def _kernel():
         stride_n,
         MULTIPLY: tl.constexpr,
         HYBRID: tl.constexpr,
+        SCALED: tl.constexpr,
         BLOCK: tl.constexpr,
         BLOCK_N: tl.constexpr,
         SHRINK: tl.constexpr,
@@ -146,6 +155,7 @@ def _kernel():
         i = i_tile * BLOCK + tl.arange(0, BLOCK)
         j = j_tile * BLOCK + tl.arange(0, BLOCK)
 
+        scale = tl.load(scale_ptr + image).to(x_ptr.dtype.element_ty)  # a power of two: the products are exact
         n = tl.arange(0, BLOCK_N)
         x_ptr += image * stride_b
         i_ptr = x_ptr + i.to(tl.int64)[:, None] * stride_c + n.to(tl.int64)[None, :] * stride_n
@@ -154,6 +164,9 @@ def _kernel():
         for start in range(0, N, BLOCK_N):
             f_i = tl.load(i_ptr, mask=(i < C)[:, None] & (n < N - start)[None, :], other=0.0)
             f_j = tl.load(j_ptr, mask=(j < C)[None, :] & (n < N - start)[:, None], other=0.0)
+            if SCALED:
+                f_i *= scale
+                f_j *= scale
             # Distances are small differences of products: the 10 bits of plain TF32 would not do.
             product = tl.dot(f_i, f_j, product, input_precision='tf32x3')
             i_ptr += BLOCK_N * stride_n

@@ -3,6 +3,8 @@
 Source: coordinate attention (arXiv 2103.02907); SCSA (arXiv 2407.05128) has the same two steps.
 """
 
+import warnings
+
 import torch
 from timm.models import register_notrace_function
 
@@ -46,7 +48,7 @@ def gate_axes(x: torch.Tensor, gate_h: torch.Tensor, gate_w: torch.Tensor) -> to
 
 @register_notrace_function
 def gate_own(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """Multiply a map that nobody else uses by a gate: in place unless autograd needs the map.
+    """Multiply a map that nobody else uses by a gate: in place unless autograd needs the map, or it is traced.
 
     Args:
         x: Feature map (B, C, H, W).
@@ -56,4 +58,19 @@ def gate_own(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         ``x`` itself, or a new map.
     """
     gate = gate.to(x.dtype)
-    return x * gate if torch.is_grad_enabled() else x.mul_(gate)
+    keep = torch.is_grad_enabled()
+    if not torch.jit.is_scripting() and torch.jit.is_tracing():  # one graph, whether gradients were enabled or not
+        keep = True
+    return x * gate if keep else x.mul_(gate)
+
+
+def fixed_size(size: int) -> int:
+    """Size as a Python number, which a trace holds as a constant: few converters know a pooling window that varies."""
+    if torch.jit.is_scripting():
+        return size
+    elif torch.jit.is_tracing():
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', torch.jit.TracerWarning)  # meant
+            return int(size)
+    else:
+        return size

@@ -10,6 +10,9 @@ from .axes import axis_means, gate_axes
 from .defaults import with_defaults
 from .registry import Attention, register_attention
 
+for _name in ('axis_means', 'gate_axes'):  # leaves of every torch.fx tracer, torchvision's included
+    torch.fx.wrap(_name)
+
 
 class CoordAttn(timm_coord_attn.CoordAttn):
     """timm's coordinate attention, computed with fewer passes over the feature map; the same arguments and weights."""

@@ -12,7 +12,10 @@ from torch import nn
 from .._compat import in_function_transform
 from ..kernels.csa import csa_neighbours
 from ..kernels.csa_plain import plain_neighbours, without_autocast
+from .axes import fixed_size
 from .registry import Attention, register_attention
+
+torch.fx.wrap('csa_descriptor')  # a leaf of every torch.fx tracer, torchvision's included
 
 CSA_MODES = ('hybrid', 'l2', 'l1', 'cosine')
 
@@ -26,20 +29,23 @@ def _standardize(x: torch.Tensor) -> torch.Tensor:
     eps = 1e-6 if x.dtype == torch.float32 else 1e-14
     centered = x - x.mean(dim=-1, keepdim=True)
     varies = centered.abs().amax(dim=-1, keepdim=True) > eps * x.abs().amax(dim=-1, keepdim=True)
-    # Both sides of the division are made safe, so that no NaN reaches the gradient through the discarded branch.
+    # Both sides of a division are made safe, so that no NaN reaches the gradient through the discarded branch.
+    one = torch.ones_like(centered[..., :1])
     centered = torch.where(varies, centered, torch.zeros_like(centered))
-    var = centered.square().sum(dim=-1, keepdim=True) / max(x.shape[-1] - 1, 1)
-    return centered * torch.where(varies, var, torch.ones_like(var)).rsqrt()
+    # The squares of very small and very large values, and the gradient of rsqrt, would leave the range of floats.
+    centered = centered / torch.where(varies, centered.detach().abs().amax(dim=-1, keepdim=True), one)
+    var = centered.square().sum(dim=-1, keepdim=True) / max(fixed_size(x.shape[-1]) - 1, 1)
+    return centered * torch.where(varies, var, one).rsqrt()
 
 
-def _neighbours(x: torch.Tensor, z: torch.Tensor, mode: str) -> torch.Tensor:
+def _neighbours(x: torch.Tensor, z: torch.Tensor, mode: str, portable: bool) -> torch.Tensor:
     """sum_j v_ij z_j (eq. 2) with the contiguity v between channels, zero for i = j: (B, C, H, W), (B, C) -> (B, C)."""
     if torch.jit.is_scripting():
         # A script can neither leave autocast nor, on the CPU, ask for it; but autocast leaves float64 alone.
         maybe_autocast = not x.is_cuda or torch.is_autocast_enabled()
         dtype = torch.float64 if maybe_autocast else z.dtype
         return plain_neighbours(x.to(dtype), z.to(dtype), mode).to(z.dtype)
-    elif _needs_plain_formula():
+    elif portable or _needs_plain_formula():
         with without_autocast(x.device):
             return plain_neighbours(x.to(z.dtype), z, mode)
     else:
@@ -56,7 +62,7 @@ def _needs_plain_formula() -> bool:
 
 
 @register_notrace_function
-def csa_descriptor(x: torch.Tensor, mode: str = 'hybrid') -> torch.Tensor:
+def csa_descriptor(x: torch.Tensor, mode: str = 'hybrid', portable: bool = False) -> torch.Tensor:
     """Standardised local Moran's I of every channel: how each channel's mean agrees with those of similar channels.
 
     Computed in float32 (float64 for float64 input) whatever the input or autocast type: squared norms of a feature
@@ -68,15 +74,18 @@ def csa_descriptor(x: torch.Tensor, mode: str = 'hybrid') -> torch.Tensor:
         mode: Contiguity between channels f_i and f_j, where d_ij is their distance and dbar the mean of all d_ij:
             ``hybrid`` exp(-d_ij / dbar) * max(cos, 0), ``l2`` exp(-d_ij / dbar), ``l1`` the same with the L1
             distance (without ONNX export), ``cosine`` cos(f_i, f_j).
+        portable: Use PyTorch's own operations instead of the operator of this package, which needs less time and memory.
 
     Returns:
-        (B, C), mean 0 and std 1 over the channels; all zeros where the channels cannot be told apart.
+        (B, C), mean 0 and std 1 over the channels; all zeros where the channels cannot be told apart. Any magnitude of x
+        gives the same result, but float32 rounds means and products of channels: an offset that all channels share, of
+        1, 10 or 100 times their spread, leaves errors of about 1e-4, 1e-3 and 1e-2.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     # Divided after the sum: the gradient of a mean writes a whole map of its own, that of a sum does not.
     z = _standardize(x.sum(dim=(2, 3), dtype=dtype) / (x.shape[2] * x.shape[3]))  # (B, C)
     # I_i = z_i * sum_j v_ij z_j. Dividing v by its sum cannot change the standardised result; only the sign remains.
-    return _standardize(z * _neighbours(x, z, mode))
+    return _standardize(z * _neighbours(x, z, mode, portable))
 
 
 class CSA(nn.Module):
@@ -121,6 +130,7 @@ class CSA(nn.Module):
         if mode not in CSA_MODES:
             raise ValueError(f'CSA mode {mode!r} is unknown; it must be one of {", ".join(CSA_MODES)}.')
         self.mode = mode
+        self.portable = False  # see timm_attn.optimize
         if not rd_channels:
             rd_channels = make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
         self.fc1 = nn.Linear(channels, rd_channels, **dd)
@@ -129,7 +139,7 @@ class CSA(nn.Module):
         self.gate = create_act_layer(gate_layer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q = csa_descriptor(x, self.mode).to(x.dtype)  # (B, C)
+        q = csa_descriptor(x, self.mode, self.portable).to(x.dtype)  # (B, C)
         gate = self.gate(self.fc2(self.act(self.fc1(q))))
         return x * gate.to(x.dtype)[:, :, None, None]
 

@@ -13,8 +13,11 @@ from timm.layers import create_act_layer
 from timm.models import register_notrace_function
 from torch import nn
 
-from .axes import axis_means, gate_axes, gate_own
+from .axes import axis_means, fixed_size, gate_axes, gate_own
 from .registry import Attention, register_attention
+
+for _name in ('axis_means', 'gate_axes', 'gate_own', 'window_pool'):  # leaves of every torch.fx tracer
+    torch.fx.wrap(_name)
 
 SCSA_POOLS = ('avg', 'max', 'recombination')
 
@@ -29,12 +32,12 @@ def window_pool(x: torch.Tensor, window: int, mode: str) -> torch.Tensor:
         mode: ``avg``, ``max``, or ``recombination``, which keeps every pixel: it moves the pixels of a window to
             channels, (B, C * window ** 2, H // window, W // window), a smaller map being padded with zeros.
     """
-    H, W = x.shape[2], x.shape[3]
     if window == -1:
         return x.mean(dim=(2, 3), keepdim=True)
+    H, W = fixed_size(x.shape[2]), fixed_size(x.shape[3])
     if mode == 'recombination':
         x = F.pad(x, [0, max(window - W, 0), 0, max(window - H, 0)])
-        H, W = x.shape[2] // window * window, x.shape[3] // window * window
+        H, W = max(H, window) // window * window, max(W, window) // window * window
         return F.pixel_unshuffle(x[:, :, :H, :W], window)
     kernel = [min(window, H), min(window, W)]
     return F.max_pool2d(x, kernel, kernel) if mode == 'max' else F.avg_pool2d(x, kernel, kernel)
