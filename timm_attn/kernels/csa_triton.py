@@ -44,8 +44,8 @@ def neighbours(
         mean_dist: The mean distance (B,) if it is known already.
 
     Returns:
-        The sums (B, C) and the mean distance (B,), both float32. Where an image's norms leave the range in which float32
-        holds their squares, the image is scaled by a power of two, and the distance is that of the scaled one.
+        The sums (B, C) and the mean distance (B,), both float32. Where an image's norms leave the range in which
+        float32 holds their squares, the image is scaled by a power of two, and the distance is that of the scaled one.
     """
     B, C, N = x.shape
     if z.numel() == 0:

@@ -74,12 +74,12 @@ def csa_descriptor(x: torch.Tensor, mode: str = 'hybrid', portable: bool = False
         mode: Contiguity between channels f_i and f_j, where d_ij is their distance and dbar the mean of all d_ij:
             ``hybrid`` exp(-d_ij / dbar) * max(cos, 0), ``l2`` exp(-d_ij / dbar), ``l1`` the same with the L1
             distance (without ONNX export), ``cosine`` cos(f_i, f_j).
-        portable: Use PyTorch's own operations instead of the operator of this package, which needs less time and memory.
+        portable: Use PyTorch's own operations, which need more time and memory than the operator of this package.
 
     Returns:
-        (B, C), mean 0 and std 1 over the channels; all zeros where the channels cannot be told apart. Any magnitude of x
-        gives the same result, but float32 rounds means and products of channels: an offset that all channels share, of
-        1, 10 or 100 times their spread, leaves errors of about 1e-4, 1e-3 and 1e-2.
+        (B, C), mean 0 and std 1 over the channels; all zeros where the channels cannot be told apart. The magnitude of
+        x does not matter, but float32 rounds the means of channels: an offset that all channels share, of 1, 10 or 100
+        times their spread, leaves errors of about 1e-4, 1e-3 and 1e-2.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     # Divided after the sum: the gradient of a mean writes a whole map of its own, that of a sum does not.
