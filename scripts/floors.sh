@@ -6,4 +6,3 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 sed -n '/^dependencies = \[/,/^\]/s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' pyproject.toml
-echo 'numpy<2' # torch 2.4 was built against it

@@ -1,13 +1,13 @@
 """Every private name of torch and timm that this package uses, in one place.
 
-Each has its reason. All were checked with torch 2.4.0, 2.14.1 and 2.15.0 and timm 1.0.29 and 1.0.31; a new release is
+Each has its reason. All were checked with torch 2.10.0, 2.14.1 and 2.15.0 and timm 1.0.29 and 1.0.31; a new release is
 checked by running the tests with it.
 """
 
 import torch
 from timm.models._efficientnet_builder import decode_arch_def, resolve_bn_args, round_channels
 from timm.models._features import feature_take_indices
-from timm.models._hub import download_cached_file, get_cache_dir, hf_split
+from timm.models._hub import get_cache_dir, hf_split, load_model_config_from_path
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,13 +20,13 @@ __all__ = [
     'children_by_name',
     'copy_forward_hooks',
     'decode_arch_def',
-    'download_cached_file',
     'feature_take_indices',
     'get_cache_dir',
     'has_forward_hooks',
     'has_forward_pre_hooks',
     'hf_split',
     'in_function_transform',
+    'load_model_config_from_path',
     'operator_of',
     'resolve_bn_args',
     'round_channels',
@@ -35,7 +35,7 @@ __all__ = [
 
 # timm builds MobileNetV2 from a definition in text (decode_arch_def, round_channels, resolve_bn_args), as every model
 # file of timm itself does; feature_take_indices resolves the indices of forward_intermediates the way timm's models do;
-# download_cached_file, get_cache_dir and hf_split are what timm downloads pretrained weights with.
+# get_cache_dir, hf_split and load_model_config_from_path are what timm finds pretrained weights with.
 #
 # BatchNormBase is the only common base of torch's batch norms. TorchDispatchMode and tree_leaves count what a model
 # computes; torch documents both in its notes on extending PyTorch, but has not moved them to a public module.

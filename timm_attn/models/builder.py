@@ -90,9 +90,10 @@ def _fetch(cfg: PretrainedCfg, cache_dir: str | None) -> str | None:
     source = _source(cfg)
     if source == 'hf-hub':
         return fetch_from_hub(cfg.hf_hub_id, cfg.hf_hub_filename, cache_dir)
-    checksums = {w.url: w.git_blob_sha1 for w in weights().values() if w.url and w.git_blob_sha1}
-    if source == 'url' and cfg.url in checksums:
-        return fetch_url(cfg.url, checksums[cfg.url], cache_dir)
+    if source == 'url':
+        for weight in weights().values():
+            if weight.url == cfg.url and weight.git_blob_sha1:
+                return fetch_url(cfg.url, weight.git_blob_sha1, cache_dir, weight.file_size)
     return None
 
 

@@ -1,35 +1,31 @@
-"""Downloads of weights: timm and huggingface_hub fetch the bytes, which are checked here before they are loaded."""
+"""Downloads of weights, which are checked here before timm loads them."""
 
-import contextlib
-import errno
+import hashlib
 import http.client
 import os
 import re
-import urllib.error
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils.sha import git_hash, sha_fileobj
+from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+from timm.models import get_pretrained_cfg, is_model, parse_model_name
 
-from .._compat import download_cached_file, get_cache_dir, hf_split
+from .._compat import get_cache_dir, hf_split, load_model_config_from_path
+from .download_error import DownloadError, explain, failed_download, is_disk_error, is_from_the_hub
+from .http_file import TooLargeError, download
+from .hub_file import hub_file, remove
+from .manifest import weights
 
-_OFFLINE = (
-    "Without a connection, weights load from the cache, from a folder ('local-dir:PATH' as the model's name) or from a "
-    'file (pretrained=True, pretrained_cfg_overlay=dict(file=PATH)).'
-)
-_LOG_IN = 'log in (HF_TOKEN, or huggingface_hub.login())'
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # of a file; sockets know some of them as well
+__all__ = ['DownloadError', 'explain', 'explain_hub_failure', 'fetch_from_hub', 'fetch_url', 'is_from_the_hub']
 
-
-class DownloadError(RuntimeError):
-    """Weights cannot be fetched, or are not what was asked for."""
+_PART = re.compile(r'.+\.[0-9a-f]{8}(\..+)?\.[0-9a-f]{32}\.part(\.[0-9a-f]{32}\.partial)?')  # the last by torch.hub
+_DAY = 24 * 60 * 60
 
 
-def fetch_url(url: str, blob_sha1: str, cache_dir: str | None = None) -> str:
+def fetch_url(url: str, blob_sha1: str, cache_dir: str | None = None, size: int | None = None) -> str:
     """Download a file unless it is in torch's cache, check it, and return its path.
 
     It enters the cache under a name of its own, which contains the start of its checksum, once it is complete.
@@ -38,6 +34,7 @@ def fetch_url(url: str, blob_sha1: str, cache_dir: str | None = None) -> str:
         url: URL of the file.
         blob_sha1: What git calls the file.
         cache_dir: Cache to use instead of torch's.
+        size: Bytes of the file, if they are known.
 
     Raises:
         DownloadError: If it cannot be fetched, or is not the expected file, which is then removed.
@@ -47,19 +44,23 @@ def fetch_url(url: str, blob_sha1: str, cache_dir: str | None = None) -> str:
     try:
         folder = Path(cache_dir or get_cache_dir())
         path = folder / f'{name.stem}.{blob_sha1[:8]}{name.suffix}'
-        if path.exists() and git_hash(path.read_bytes()) == blob_sha1:
+        if path.is_file() and _git_blob_sha1(path) == blob_sha1:
             return str(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_old_parts(folder)
         part = folder / f'{path.name}.{uuid.uuid4().hex}.part'
-        download_cached_file((url, part.name), check_hash=False, progress=False, cache_dir=cache_dir)
-        found = git_hash(part.read_bytes())
+        download(url, part, size)
+        found = _git_blob_sha1(part)
         if found == blob_sha1:
             os.replace(part, path)
             return str(path)
-    except (OSError, http.client.HTTPException) as e:
-        raise DownloadError(explain(e, url, on_hub=False)) from e
+    except TooLargeError as e:
+        raise DownloadError(f'{url} is not the expected {name}: {e}. It was not kept.') from e
+    except (OSError, ValueError, http.client.HTTPException) as e:  # ValueError: a redirect to what is no URL
+        raise failed_download(e, url, on_hub=False) from e
     finally:
         if part is not None:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 part.unlink(missing_ok=True)
     raise DownloadError(
         f'{url} is not the expected {name}: its git blob is {found}, not {blob_sha1}. The download was truncated or '
@@ -67,11 +68,25 @@ def fetch_url(url: str, blob_sha1: str, cache_dir: str | None = None) -> str:
     )
 
 
+def _git_blob_sha1(path: Path) -> str:
+    digest = hashlib.sha1(b'blob %d\0' % path.stat().st_size)
+    with path.open('rb') as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _remove_old_parts(folder: Path) -> None:
+    """Remove what downloads that were killed more than a day ago have left."""
+    for path in folder.iterdir():
+        if _PART.fullmatch(path.name):
+            with suppress(OSError):
+                if time.time() - path.lstat().st_mtime > _DAY:
+                    path.unlink()
+
+
 def fetch_from_hub(hub_id: str, filename: str | None = None, cache_dir: str | None = None) -> str:
     """Download the weights of a model on the Hub unless they are in the cache, check them, and return their path.
-
-    The file is compared with the SHA-256 that the Hub announces for large files. In a cache without symbolic links
-    (Windows without developer mode) that is no longer known, and only the size is checked.
 
     Args:
         hub_id: ``owner/name``, optionally with ``@revision``.
@@ -81,101 +96,77 @@ def fetch_from_hub(hub_id: str, filename: str | None = None, cache_dir: str | No
     Raises:
         DownloadError: If it cannot be fetched, or is not the expected file, which is then removed from the cache.
     """
-    repo, revision = hf_split(hub_id)
-    names = [filename] if filename else ['model.safetensors', 'pytorch_model.bin']
     try:
-        for name in names:
-            try:
-                path = Path(hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir))
-                break
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                if name == names[-1]:
-                    raise
-        blob = path.resolve()
-        if not re.fullmatch('[0-9a-f]{64}', blob.name):
-            return str(path)
-        with blob.open('rb') as f:
-            found = sha_fileobj(f).hex()
+        return str(_weights_file(hub_id, filename, cache_dir))
+    except DownloadError:
+        raise
     except Exception as e:
-        raise DownloadError(explain(e, f'the weights of {hub_id}')) from e
-    if found == blob.name:
-        return str(path)
-    removed = 'It was removed from the cache; try again.'
+        raise failed_download(e, f'the weights of {hub_id}') from e
+
+
+def _weights_file(hub_id: str, filename: str | None, cache_dir: str | None) -> Path:
+    repo, revision = hf_split(hub_id)
+    if filename:
+        return hub_file(repo, filename, revision, cache_dir)
     try:
-        path.unlink(missing_ok=True)
-        blob.unlink(missing_ok=True)
-    except OSError as e:
-        removed = f'Remove it and try again; it could not be removed here ({e}).'
-    raise DownloadError(
-        f'{path} is not the file that the Hub announced: its SHA-256 is {found}, not {blob.name}. {removed}'
-    )
+        return hub_file(repo, 'model.safetensors', revision, cache_dir)
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        return hub_file(repo, 'pytorch_model.bin', revision, cache_dir)
 
 
-def explain(error: BaseException, what: str, on_hub: bool = True, upload: bool = False) -> str:
-    """Message for a failed download or upload: what happened and what to do.
+@contextmanager
+def explain_hub_failure(name: str, pretrained: bool = False, cache_dir: str | None = None) -> Iterator[None]:
+    """Within it, failures to get a model from the Hub become a :class:`DownloadError`; others stay as they are.
+
+    timm reads the ``config.json`` of ``hf-hub:owner/name``, and the weights of its own models, without any code of this
+    package. They are fetched and checked here first, so that a missing connection is found at once, and what is broken
+    does not stay in the cache::
+
+        with explain_hub_failure(name, pretrained=True):
+            model = timm.create_model(name, pretrained=True)
 
     Args:
-        error: The failure.
-        what: What was to be transferred.
-        on_hub: The other side is the Hub, not another server.
-        upload: It was an upload.
+        name: Name of the model, as ``timm.create_model`` takes it; with another source than the Hub nothing is changed.
+        pretrained: Whether its weights will be loaded.
+        cache_dir: The same that ``timm.create_model`` is given.
+
+    Raises:
+        DownloadError: If the model cannot be fetched, or its ``config.json`` cannot be used.
     """
-    chain = list(_causes(error))
-    status = next(filter(None, map(_status, chain)), None)
-    if status in (401, 403) and upload:
-        advice = f'It needs a token that may write there: {_LOG_IN}.'
-    elif status in (401, 403) and on_hub:
-        advice = f'It is private, gated or absent: check the name, and {_LOG_IN}.'
-    elif status in (401, 403):
-        advice = 'The server refuses it.'
-    elif status == 404:
-        advice = 'It does not exist: check the name and the revision.' if on_hub else 'The server does not have it.'
-    elif status == 429:
-        advice = f'Too many requests: wait some minutes{f", or {_LOG_IN}" if on_hub else ""}.'
-    elif status is not None and status >= 500:
-        advice = 'The server has a problem: try again later.'
-    elif any(_is_disk_error(e) for e in chain):
-        home = 'HF_HOME' if on_hub else 'TORCH_HOME'
-        advice = f'It cannot be written: free some space, or set {home} to a folder that can be written.'
-    elif upload:
-        advice = 'Check the connection and run it again.'
-    elif any(isinstance(e, OfflineModeIsEnabled) for e in chain):
-        advice = f'HF_HUB_OFFLINE is set and it is not in the cache. {_OFFLINE}'
-    else:
-        advice = f'Check the connection and try again. {_OFFLINE}'
-    return f'Cannot transfer {what}. {advice} ({_summary(chain)})'
+    hub_id = None
+    try:
+        source, model_id = parse_model_name(name)
+        if source == 'hf-hub':
+            hub_id = model_id
+            arch, filename = _check_config(hub_id, cache_dir)
+        elif source is None:
+            arch = model_id.partition('.')[0]
+            cfg = get_pretrained_cfg(model_id) if is_model(arch) else None
+            hub_id, filename = (cfg.hf_hub_id, cfg.hf_hub_filename) if cfg else (None, None)
+        if hub_id and pretrained and not any(weight.arch == arch for weight in weights().values()):
+            with suppress(EntryNotFoundError):  # timm may know of another file
+                _weights_file(hub_id, filename, cache_dir)
+        yield
+    except DownloadError:
+        raise
+    except Exception as e:
+        if hub_id and (is_from_the_hub(e) or is_disk_error(e)):
+            raise failed_download(e, name) from e
+        raise
 
 
-def is_from_the_hub(error: BaseException) -> bool:
-    """Whether an error comes from talking to the Hub, whatever the version of its client."""
-    client = ('httpx', 'httpcore', 'requests', 'urllib3', 'huggingface_hub')
-    return any(type(e).__module__.startswith(client) or _status(e) is not None for e in _causes(error))
-
-
-def _is_disk_error(error: BaseException) -> bool:
-    if not isinstance(error, OSError):
-        return False
-    return error.errno in _FULL or (error.errno in _NOT_WRITABLE and error.filename is not None)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _status(error: BaseException) -> int | None:
-    if isinstance(error, urllib.error.HTTPError):
-        return error.code
-    return getattr(getattr(error, 'response', None), 'status_code', None)
-
-
-def _summary(chain: list[BaseException]) -> str:
-    """First line of the most telling error: of those that only say 'not in the cache', the reason."""
-    telling = next((e for e in chain if not isinstance(e, LocalEntryNotFoundError)), chain[0])
-    lines = str(telling).strip().splitlines() or ['no details']
-    return f'{type(telling).__name__}: {lines[0]}'
+def _check_config(hub_id: str, cache_dir: str | None) -> tuple[str, str | None]:
+    """Architecture, and name of the weights' file if there is one, that the ``config.json`` of a repository states."""
+    repo, revision = hf_split(hub_id)
+    path = hub_file(repo, 'config.json', revision, cache_dir)
+    try:
+        cfg, arch, _ = load_model_config_from_path(path.parent)
+        return arch.partition('.')[0], cfg.get('hf_hub_filename')
+    except OSError:
+        raise
+    except (ValueError, RecursionError) as e:
+        raise DownloadError(f'The config.json of {hub_id} is not JSON: {e}. {remove(path)}') from e
+    except Exception as e:  # right for another library, perhaps: it stays in the cache
+        raise DownloadError(f'{hub_id} has a config.json that timm cannot use: {e!r}. Is it a timm model?') from e
