@@ -43,6 +43,18 @@ def window_pool(x: torch.Tensor, window: int, mode: str) -> torch.Tensor:
     return F.max_pool2d(x, kernel, kernel) if mode == 'max' else F.avg_pool2d(x, kernel, kernel)
 
 
+def _within_range(x: torch.Tensor) -> torch.Tensor:
+    """Scale an image's features (B, C, ...) down where a norm could not square them; others keep every bit.
+
+    A norm does not depend on the scale of values so large that its epsilon does not count.
+    """
+    if x.dtype == torch.float16:  # ends long before
+        return x
+    largest = torch.linalg.vector_norm(x.detach().flatten(1), ord=float('inf'), dim=1)
+    scale = 2.0**20 / largest.clamp_min(2.0**20)
+    return x * scale.view([-1] + [1] * (x.ndim - 1))
+
+
 class SCSA(nn.Module):
     """Spatial and channel synergistic attention.
 
@@ -139,6 +151,7 @@ class SCSA(nn.Module):
         H = mean_h.shape[2]
         both = torch.cat([F.pad(mean_h, [0, pad]), mean_w], dim=2)
         both = F.conv1d(both, torch.cat(weights), torch.cat(biases), padding=pad, groups=both.shape[1])
+        both = _within_range(both)
         return both[:, :, :H], both[:, :, H + pad :]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -149,7 +162,7 @@ class SCSA(nn.Module):
         gate_w = self.spatial_gate(self.norm_w(w)).unsqueeze(2)  # (B, C, 1, W)
         x = gate_axes(x, gate_h, gate_w)
 
-        y = self.norm(self.reduce(window_pool(x, self.window_size, self.pool_type)))
+        y = self.norm(_within_range(self.reduce(window_pool(x, self.window_size, self.pool_type))))
         heads = [B, self.num_heads, C // self.num_heads, y.shape[2] * y.shape[3]]
         q = self.q(y).reshape(heads)  # (B, nh, C / nh, N)
         k = self.k(y).reshape(heads)
