@@ -327,7 +327,7 @@ BAD_COMMANDS = {
     'cut image': (['predict', 'cut.png', '--model', 'csa_resnet20_cifar'], 'cut.png'),
     'no checkpoint': (['predict', 'photo.png', '--model', 'mbv2_ca', '--checkpoint', 'absent.pth'], 'absent.pth'),
     'broken checkpoint': (['predict', 'photo.png', '--model', 'mbv2_ca', '--checkpoint', 'text.png'], 'Cannot read'),
-    'classes': (['predict', 'photo.png', '--model', 'mbv2_ca_050', '--checkpoint', 'four.pth'], 'num_classes=4'),
+    'classes': (['predict', 'photo.png', '--model', 'mbv2_ca_050', '--checkpoint', 'four.pth'], '--num-classes 4'),
     'classes without checkpoint': (
         ['predict', 'photo.png', '--model', 'mbv2_ca', '--num-classes', '3'],
         '--checkpoint',

@@ -1,5 +1,6 @@
 """Classify images: load a model with its labels, and rank the classes of each image."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,9 +12,12 @@ from timm.models import load_state_dict
 from torch import nn
 from tqdm import tqdm
 
-from .image_files import open_image
+from .image_files import MAX_PIXELS, read_image
+from .model_config import check_source
 from .models.base import ZooModel
+from .weights import CheckpointError, DownloadError
 from .weights.convert import checkpoint_filter_fn, explain_unreadable
+from .weights.download import explain_hub_failure
 
 
 def load_classifier(name: str, checkpoint: str = '', num_classes: int | None = None) -> nn.Module:
@@ -28,35 +32,73 @@ def load_classifier(name: str, checkpoint: str = '', num_classes: int | None = N
         The model in evaluation mode.
 
     Raises:
-        ValueError: If it has no classifier, or no weights for it.
+        ValueError: If it has no classifier, no weights for it, or weights that are not numbers.
         CheckpointError: If a file cannot be read or does not fit.
         DownloadError: If weights cannot be fetched.
     """
-    if not checkpoint:
-        try:
-            model = timm.create_model(name, pretrained=True)
-        except (KeyError, TypeError) as e:
-            if ':' not in name:
-                raise
-            raise ValueError(f'{name!r} has a config.json that timm cannot use: {e!r}') from e
-    else:
-        model_args = dict(num_classes=num_classes) if num_classes else {}
-        try:
-            model = timm.create_model(name, checkpoint_path=checkpoint, **model_args)
-        except Exception:
-            explain_unreadable(checkpoint)
-            raise
-        if isinstance(model, ZooModel) and not _has_head(model, checkpoint):  # its own head is random
-            raise ValueError(f'{checkpoint!r} has no classifier for {model.num_classes} classes')
+    with explain_hub_failure(name, pretrained=not checkpoint):
+        check_source(name)
+        model = _from_checkpoint(name, checkpoint, num_classes) if checkpoint else _pretrained(name)
     if not model.num_classes:
         raise ValueError(f'{name} has no classifier')
+    channels = model.pretrained_cfg.get('input_size', (3,))[0]
+    if channels != 3:
+        raise ValueError(f'{name} takes images of {channels} channels; only those of 3, RGB, can be prepared')
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f'The weights of {checkpoint or name} contain values that are not finite numbers: {key}')
     return model.eval()
+
+
+def _pretrained(name: str) -> nn.Module:
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except (CheckpointError, DownloadError):
+        raise
+    except Exception as e:
+        if ':' not in name or isinstance(e, OSError):
+            raise
+        raise ValueError(f'{name} cannot be loaded: its config.json and its weights do not agree ({_brief(e)})') from e
+    if ':' in name and model.num_classes != model.pretrained_cfg.get('num_classes'):  # timm has dropped the classifier
+        raise ValueError(f'{name} has no classifier for {model.num_classes} classes')
+    return model
+
+
+def _from_checkpoint(name: str, checkpoint: str, num_classes: int | None) -> nn.Module:
+    model_args = dict(num_classes=num_classes) if num_classes else {}
+    if os.path.exists(checkpoint) and not os.path.isdir(checkpoint) and not os.path.isfile(checkpoint):
+        raise ValueError(f'{checkpoint!r} is not a regular file')
+    try:
+        model = timm.create_model(name, checkpoint_path=checkpoint, **model_args)
+    except CheckpointError:
+        raise
+    except Exception as e:
+        explain_unreadable(checkpoint)
+        if isinstance(e, RuntimeError):  # torch lists every tensor
+            raise ValueError(f'{checkpoint!r} does not fit {name} ({_brief(e)})') from e
+        raise
+    if isinstance(model, ZooModel) and not _has_head(model, checkpoint):  # its own head is random
+        raise ValueError(f'{checkpoint!r} has no classifier for {model.num_classes} classes')
+    return model
+
+
+def _brief(error: Exception) -> str:
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f'{text[:300]}...'
 
 
 def _has_head(model: ZooModel, checkpoint: str) -> bool:
     state_dict = checkpoint_filter_fn(load_state_dict(checkpoint), model, strict=False)
     head = state_dict.get(f'{model.pretrained_cfg["classifier"]}.weight')
     return head is not None and head.shape[0] == model.num_classes
+
+
+def label_names(model: nn.Module) -> list[str] | None:
+    """Names of the classes that the weights bring along, None if there are none."""
+    names = model.pretrained_cfg.get('label_names')
+    if isinstance(names, dict):  # by index, which JSON turns into a text
+        names = [names.get(i, names.get(str(i))) for i in range(len(names))]
+    return list(names) if names and len(names) == model.num_classes else None
 
 
 def class_labels(model: nn.Module, own_checkpoint: bool = False) -> Callable[[int], str]:
@@ -66,10 +108,9 @@ def class_labels(model: nn.Module, own_checkpoint: bool = False) -> Callable[[in
         model: The model.
         own_checkpoint: Its weights come from a file, whose classes may be others than those of the pretrained weights.
     """
-    cfg = model.pretrained_cfg
-    names = cfg.get('label_names')
-    if names and len(names) == model.num_classes and not own_checkpoint:
-        descriptions = cfg.get('label_descriptions') or {}
+    names = label_names(model)
+    if names and not own_checkpoint:
+        descriptions = model.pretrained_cfg.get('label_descriptions') or {}
         return lambda i: descriptions.get(names[i], names[i])
     subset = infer_imagenet_subset(model)
     if subset:
@@ -102,22 +143,30 @@ def classify(
         ``probability``.
 
     Raises:
-        ValueError: If a file cannot be read as an image.
+        ValueError: If a file cannot be read as an image, or the model does not answer with probabilities.
     """
-    transform = create_transform(**resolve_data_config(model=model))
+    config = resolve_data_config(model=model)
+    transform = create_transform(**config)
+    # timm resizes the shorter side and then crops the longer one, which may be much too long
+    resized = (max(config['input_size'][1:]) / config['crop_pct']) ** 2
     device = next(model.parameters()).device
+
+    def prepare(image: Image.Image) -> torch.Tensor:
+        ratio = max(image.size) / min(image.size)
+        if config['crop_mode'] == 'center' and resized * ratio > MAX_PIXELS:
+            raise ValueError(f'{image.width} x {image.height} pixels are too narrow for a network of this size')
+        return transform(image)
 
     def load(path: str) -> torch.Tensor | str:
         try:
-            image: Image.Image = open_image(path)
+            return read_image(path, prepare)
         except ValueError as e:
             if on_unreadable is None:
                 raise
             return str(e)
-        return transform(image)
 
     with (
-        ThreadPoolExecutor() as pool,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         tqdm(total=len(paths), unit='image', leave=False, disable=None if len(paths) > 1 else True) as bar,
     ):
         for start in range(0, len(paths), batch_size):
@@ -131,11 +180,23 @@ def classify(
                     on_unreadable(path, loaded)
             if images:
                 with torch.inference_mode():  # not around the yield, where it would reach the caller
-                    probs = model(torch.stack(images).to(device)).softmax(-1)
+                    probs = _probabilities(model, torch.stack(images).to(device), readable)
                 top = probs.topk(min(topk, probs.shape[1]))
                 for path, p, i in zip(readable, top.values.tolist(), top.indices.tolist(), strict=True):
                     yield dict(image=path, classes=[_ranked(*pair, labels) for pair in zip(p, i, strict=True)])
             bar.update(len(names))
+
+
+def _probabilities(model: nn.Module, images: torch.Tensor, paths: list[str]) -> torch.Tensor:
+    logits = model(images)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), model.num_classes):
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f'The network does not classify: for {len(images)} images it returns {shape}.')
+    probs = logits.softmax(-1)
+    for path, row in zip(paths, probs.isfinite().all(-1).tolist(), strict=True):
+        if not row:
+            raise ValueError(f'The network answers with values that are not numbers for {path!r}: its weights are bad.')
+    return probs
 
 
 def _ranked(probability: float, index: int, labels: Callable[[int], str]) -> dict:

@@ -6,19 +6,23 @@ Parsing imports neither torch nor timm, which take seconds: each subcommand impo
 import argparse
 import os
 import sys
+import warnings
 
 from safetensors import SafetensorError
 
 from .. import __version__
-from . import export, finetune, predict, recipe, run, zoo
-from .common import UsageError
+from . import evaluate, export, finetune, predict, recipe, run, zoo
+from .common import Parser, UsageError, in_options, printable
+
+_INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C has ended
+_MAX_MESSAGE = 2000
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='timm-attn', description='Attention-augmented CNNs inside timm.')
+    parser = Parser(prog='timm-attn', description='Attention-augmented CNNs inside timm.')
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
-    for module in (zoo, predict, finetune, export, recipe, run):
+    for module in (zoo, predict, evaluate, finetune, export, recipe, run):
         module.add_parsers(commands)
     return parser
 
@@ -30,14 +34,18 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments; those of the process if None.
 
     Returns:
-        Exit status: 0, or 2 where the input was wrong.
+        Exit status: 0, 2 where the input was wrong, or 130 where it was interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv, argparse.Namespace(argv=argv))
     if args.func is run.run_script:  # errors of a foreign script are its own
-        expected: tuple = (UsageError,)
-    else:
-        expected = (UsageError, OSError, RuntimeError, ValueError, AssertionError, SafetensorError)
+        return _run(args, (UsageError,))
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', module='PIL')  # of files that are odd, or refused with an error
+        return _run(args, (UsageError, OSError, RuntimeError, ValueError, AssertionError, MemoryError, SafetensorError))
+
+
+def _run(args: argparse.Namespace, expected: tuple) -> int:
     try:
         status = args.func(args) or 0
         sys.stdout.flush()
@@ -45,7 +53,17 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt as e:
+        if expected == (UsageError,):
+            raise
+        _report(e, 'interrupted')
+        return _INTERRUPTED
     except expected as e:
-        process = f'rank {os.environ["RANK"]}: ' if os.environ.get('RANK', '0') != '0' else ''
-        print(f'{process}error: {e or type(e).__name__}', file=sys.stderr)
-        return 2
+        _report(e, in_options(str(e)) or f'{type(e).__name__}, without a message')
+        return _INTERRUPTED if isinstance(e.__context__, KeyboardInterrupt) else 2
+
+
+def _report(error: BaseException, message: str) -> None:
+    """Print an error as one line."""
+    process = f'rank {os.environ["RANK"]}: ' if os.environ.get('RANK', '0') != '0' else ''
+    print(f'{process}error: {printable(" ".join(message.splitlines()), _MAX_MESSAGE)}', file=sys.stderr)

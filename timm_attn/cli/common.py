@@ -1,16 +1,60 @@
-"""What several subcommands share: adding a parser, and checking the name of a model."""
+"""What several subcommands share: their parser, the name of a model, safe text, and files written whole."""
 
 import argparse
 import difflib
-from collections.abc import Callable
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+MAX_LABEL = 200  # characters of a label on a terminal
+_INVISIBLE = {'C', 'Zl', 'Zp'}  # categories of Unicode: control, format and unassigned characters, line separators
+_JOINERS = '\u200c\u200d'  # part of words in some scripts, and of emoji
 
 
 class UsageError(Exception):
     """Wrong input; the message is for the user."""
 
 
-def add_command(commands, name: str, text: str, func: Callable) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Parser whose errors show the usage of the subcommand, and name the nearest option instead of guessing it.
+
+    Attributes:
+        allow_empty: Whether an argument may be empty, which it is where a variable of the shell is not set.
+    """
+
+    allow_empty = True
+
+    def __init__(self, **kwargs):
+        super().__init__(**{'allow_abbrev': False, **kwargs})
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As in the base class, but unknown arguments are errors here, where the subcommand is known."""
+        words = list(sys.argv[1:] if args is None else args)
+        for before, word in zip(['an argument', *words], words, strict=False):
+            if not self.allow_empty and (not word or re.fullmatch('--[^=]+=', word)):
+                name = word or (before if before.startswith('-') else 'an argument')
+                self.error(f'the value of {name.removesuffix("=")} is empty; is a variable of the shell not set?')
+        namespace, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            hints = ''.join(f'; did you mean {near}?' for near in self._nearest(unknown[0]))
+            self.error(f'unrecognized arguments: {" ".join(unknown)}{hints}')
+        return namespace, unknown
+
+    def _nearest(self, word: str) -> list[str]:
+        options = list(dict.fromkeys(re.findall(r'--\w[\w-]*', self.format_usage())))
+        word = word.partition('=')[0]
+        begin = [option for option in options if word.startswith('--') and option.startswith(word)]
+        return begin[:1] or difflib.get_close_matches(word, options, n=1)
+
+    def error(self, message):
+        """As in the base class; what was typed is escaped."""
+        super().error(printable(message))
+
+
+def add_command(commands, name: str, text: str, func: Callable) -> Parser:
     """Add the parser of a subcommand.
 
     Args:
@@ -20,22 +64,39 @@ def add_command(commands, name: str, text: str, func: Callable) -> argparse.Argu
         func: Its handler, called with the parsed arguments; what it returns is the exit status.
     """
     parser = commands.add_parser(name, help=text, description=f'{text[0].upper()}{text[1:]}.')
+    parser.allow_empty = False
     parser.set_defaults(func=func)
     return parser
 
 
-def known_name(name: str, others: list[str] | None = None) -> str:
+def printable(text: str, most: int | None = None) -> str:
+    """Text that is safe to print on one line of a terminal: what cannot be seen is escaped, and what is long is cut.
+
+    Args:
+        text: The text, such as the name of a file.
+        most: Characters to keep; all if None.
+    """
+    cut = text if most is None or len(text) <= most else f'{text[:most]}...'
+    return ''.join(c if c in _JOINERS or _is_visible(c) else c.encode('unicode_escape').decode() for c in cut)
+
+
+def _is_visible(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category not in _INVISIBLE and category[0] not in _INVISIBLE
+
+
+def known_name(name: str, others: Iterable[str] = ()) -> str:
     """Check the name of a model, with or without a tag: one of this package, or of ``others``."""
     from ..models import zoo_models
 
-    known = {*zoo_models(), *zoo_models(include_tags=True), *(others or [])}
+    known = {*zoo_models(), *zoo_models(include_tags=True), *others}
     if name not in known:
         arch = name.partition('.')[0]
         if arch in known:
-            tags = ', '.join(zoo_models(arch, include_tags=True))
+            tags = ', '.join(n for n in sorted(known) if n.startswith(f'{arch}.')) or 'none'
             raise UsageError(f'{arch} has no tag {name.partition(".")[2]!r}; there are: {tags}')
         near = difflib.get_close_matches(name, sorted(known), n=3)
-        hint = f'did you mean {" or ".join(near)}?' if near else f'there are: {", ".join(zoo_models())}'
+        hint = f'did you mean {" or ".join(near)}?' if near else 'timm-attn list shows those of this package'
         raise UsageError(f'unknown model {name!r}; {hint}')
     return name
 
@@ -43,10 +104,67 @@ def known_name(name: str, others: list[str] | None = None) -> str:
 def check_model(name: str) -> None:
     """Check the name of a model before work begins: any that timm knows, if it is registered here."""
     import timm
+    from timm.models import get_arch_pretrained_cfgs
 
     from .. import models  # noqa: F401  registers the models
 
-    if ':' not in name and not timm.is_model(name.partition('.')[0]):
+    arch, dot, _ = name.partition('.')
+    if ':' in name:
+        return
+    if not timm.is_model(arch):
         if Path(name, 'config.json').is_file():
             raise UsageError(f'{name!r} is a directory; did you mean local-dir:{name}?')
         known_name(name, timm.list_models())  # raises, with the nearest names
+    elif dot:
+        known_name(name, [arch, *get_arch_pretrained_cfgs(arch)])
+
+
+def check_output(option: str, path: str | None, suffixes: tuple[str, ...]) -> None:
+    """Check before work begins that a file can be written.
+
+    Args:
+        option: Option that names it.
+        path: The file; nothing is checked if None.
+        suffixes: What its name may end in; anything if empty.
+    """
+    if path is None:
+        return
+    if suffixes and Path(path).suffix.lower() not in suffixes:
+        raise UsageError(f'{option} {path}: the name must end in {" or ".join(suffixes)}')
+    if Path(path).is_dir():
+        raise UsageError(f'{option} {path} is a directory; name a file')
+    if not Path(path).absolute().parent.is_dir():
+        raise UsageError(f'{option} {path}: {Path(path).parent} is not a directory')
+
+
+def write_whole(path: str, write: Callable[[Path], object]) -> None:
+    """Write a file under another name, and give it its own once it is complete.
+
+    Args:
+        path: The file, which is replaced if it exists.
+        write: Called with the path to write to.
+    """
+    part = Path(f'{path}.part')
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+_FINETUNE = 'timm-attn finetune --pretrained-path PATH'
+_IN_OPTIONS = (
+    (r'pass num_classes=(\d+), and with pretrained=True also .*?\)', r'add --num-classes \1'),
+    (r'pass num_classes=0 for pooled features .*$', f'train one with {_FINETUNE}.'),
+    (r'pass pretrained=True and pretrained_cfg_overlay=dict\(file=PATH\)', f'use {_FINETUNE}'),
+    (r'Use pretrained=False, or load a file of your own with .*$', 'Load a file of your own with --checkpoint PATH.'),
+    (r'\(pretrained=True, pretrained_cfg_overlay=dict\(file=PATH\)\)', '(--checkpoint PATH)'),
+)
+"""Advice for Python, which errors of the package contain, and the same in options of the command line."""
+
+
+def in_options(message: str) -> str:
+    """Message of an error of the package, its advice in options of the command line."""
+    for pattern, replacement in _IN_OPTIONS:
+        message = re.sub(pattern, replacement, message)
+    return message

@@ -4,80 +4,60 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
 from pathlib import Path
 
 from ..train.options import positive_int
-from .common import UsageError, add_command, check_model
-
-DEFAULT_MODEL = 'mbv2_ca'  # small, its attention trained by the authors, the 1000 classes of ImageNet
+from .classifier import add_model_options, check_model_options, load_model, plural
+from .common import MAX_LABEL, UsageError, add_command, check_output, printable, write_whole
 
 
 def add_parsers(commands) -> None:
     """Add the subcommand."""
     p = add_command(commands, 'predict', 'classify images', predict)
     p.add_argument('images', nargs='+', metavar='IMAGE', help='file, directory or wildcard')
-    p.add_argument(
-        '--model',
-        default=DEFAULT_MODEL,
-        help="any model that timm knows: 'model', 'model.tag', 'hf-hub:...', 'local-dir:...' (default: %(default)s)",
-    )
-    p.add_argument('--checkpoint', default='', metavar='PATH', help='load this file instead of pretrained weights')
-    p.add_argument('--num-classes', type=positive_int, metavar='N', help='number of classes of the checkpoint')
+    add_model_options(p)
     p.add_argument('--topk', type=positive_int, default=5, metavar='K', help='classes to show (default: %(default)s)')
-    p.add_argument('-b', '--batch-size', type=positive_int, default=32, metavar='N', help='default: %(default)s')
-    p.add_argument('--device', default='cpu', help='torch device (default: %(default)s)')
     style = p.add_mutually_exclusive_group()
     style.add_argument('--json', dest='style', action='store_const', const='json', help='print JSON')
     style.add_argument('--csv', dest='style', action='store_const', const='csv', help='print CSV')
     p.add_argument('-o', '--output', metavar='FILE', help='write to a .csv or .json file instead')
+    p.add_argument('--grid', metavar='FILE.png', help='draw the first images, each with the class it was given')
 
 
 def predict(args: argparse.Namespace) -> int:
     """Classify images and print or write the result."""
-    from .. import models  # noqa: F401  registers the models
-    from ..image_files import find_images
-    from ..predict import class_labels, classify, load_classifier
-    from ..weights import DownloadError
-
-    check_model(args.model)
-    if args.num_classes and not args.checkpoint:
-        raise UsageError('--num-classes belongs to --checkpoint: pretrained weights have their own classes')
+    check_model_options(args)
     style = _output_style(args)
+    check_output('--grid', args.grid, ('.png',))
+
+    from ..image_files import find_images
+    from ..predict import class_labels, classify
+
     images = find_images(args.images)
-    try:
-        model = load_classifier(args.model, args.checkpoint, args.num_classes).to(args.device)
-    except DownloadError as e:
-        if args.model != DEFAULT_MODEL:
-            raise
-        raise UsageError(f'{e} No network? --model csa_resnet20_cifar is in the package (10 classes).') from e
+    model, name = load_model(args)
     unreadable = []
 
     def warn(path: str, reason: str) -> None:
         if len(images) == 1:
             raise UsageError(reason)
         unreadable.append(path)
-        print(f'left out: {reason}', file=sys.stderr)
+        print(printable(f'left out: {reason}'), file=sys.stderr)
 
     labels = class_labels(model, bool(args.checkpoint))
     results = list(classify(model, images, labels, args.topk, args.batch_size, warn))
     if not results:
         raise UsageError('none of these files can be read as an image')
-    name = args.model
-    if ':' not in name and not args.checkpoint:  # the tag that the weights were found under
-        name = '.'.join(filter(None, (model.pretrained_cfg['architecture'], model.pretrained_cfg.get('tag'))))
-    text = _format(style, results, name, args.checkpoint)
     if args.output:
-        part = Path(f'{args.output}.part')
-        try:
-            part.write_text(text, encoding='utf-8', newline='')
-            os.replace(part, args.output)
-        finally:
-            part.unlink(missing_ok=True)
-        print(f'{args.output}: {len(results)} image{"s" * (len(results) != 1)}')
+        data = _format(style, results, name, args.checkpoint).encode(errors='surrogateescape')
+        write_whole(args.output, lambda part: part.write_bytes(data))
+        print(printable(f'{args.output}: {plural(len(results), "image")}'))
     else:
-        print(text, end='')
+        on_terminal = sys.stdout.isatty()
+        text = _format(style, results, name, args.checkpoint, escape=on_terminal)
+        _print_data(text)
+    if args.grid:
+        _draw(results, args.grid)
     return 2 if set(unreadable) & set(args.images) else 0
 
 
@@ -86,14 +66,12 @@ def _output_style(args: argparse.Namespace) -> str:
     style = args.style or {'.json': 'json', '.csv': 'csv'}.get(suffix)
     if args.output and not style:
         raise UsageError(f'--output {args.output}: the name must end in .csv or .json, or add --csv or --json')
-    if args.output and Path(args.output).is_dir():
-        raise UsageError(f'--output {args.output} is a directory; name a file')
-    if args.output and not Path(args.output).absolute().parent.is_dir():
-        raise UsageError(f'--output {args.output}: {Path(args.output).parent} is not a directory')
+    check_output('--output', args.output, ())
     return style or 'text'
 
 
-def _format(style: str, results: list[dict], model: str, checkpoint: str) -> str:
+def _format(style: str, results: list[dict], model: str, checkpoint: str, escape: bool = False) -> str:
+    """Results as text, which is always safe to print, as JSON, which escapes by itself, or as CSV."""
     if style == 'json':
         return json.dumps(dict(model=model, checkpoint=checkpoint or None, predictions=results), indent=2) + '\n'
     if style == 'csv':
@@ -102,9 +80,32 @@ def _format(style: str, results: list[dict], model: str, checkpoint: str) -> str
         rows.writerow(['image', 'rank', 'index', 'label', 'probability'])
         for result in results:
             for rank, c in enumerate(result['classes'], start=1):
-                rows.writerow([result['image'], rank, c['index'], c['label'], c['probability']])
+                row = [result['image'], rank, c['index'], c['label'], c['probability']]
+                rows.writerow(
+                    [printable(cell, MAX_LABEL) if escape and isinstance(cell, str) else cell for cell in row]
+                )
         return table.getvalue()
     lines = []
     for result in results:
-        lines += [result['image'], *(f'{100 * c["probability"]:7.2f} %  {c["label"]}' for c in result['classes'])]
+        lines.append(printable(result['image']))
+        lines += [f'{100 * c["probability"]:7.2f} %  {printable(c["label"], MAX_LABEL)}' for c in result['classes']]
     return '\n'.join(lines) + '\n'
+
+
+def _print_data(text: str) -> None:
+    """Print, with names of files that are no UTF-8 as the bytes that they are."""
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='surrogateescape')
+    print(text, end='')
+
+
+def _draw(results: list[dict], path: str) -> None:
+    from ..image_grid import MAX_TILES, draw_grid
+
+    tiles = []
+    for result in results[:MAX_TILES]:
+        first = result['classes'][0]
+        lines = (Path(result['image']).name, f'{100 * first["probability"]:.1f} % {first["label"]}')
+        tiles.append((result['image'], [printable(line, MAX_LABEL) for line in lines], None))
+    write_whole(path, lambda part: draw_grid(tiles, part))
+    print(printable(f'{path}: {len(tiles)} of {plural(len(results), "image")}'), file=sys.stderr)

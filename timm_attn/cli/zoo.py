@@ -1,6 +1,7 @@
 """``timm-attn list`` and ``timm-attn info``."""
 
 import argparse
+import difflib
 
 from .common import UsageError, add_command, known_name
 
@@ -22,7 +23,9 @@ def list_models(args: argparse.Namespace) -> None:
 
     names = zoo_models(args.filter) or zoo_models(f'*{args.filter}*')
     if not names:
-        raise UsageError(f'no model matches {args.filter!r}; there are: {", ".join(zoo_models())}')
+        near = difflib.get_close_matches(args.filter, zoo_models(), n=3)
+        hint = f'did you mean {" or ".join(near)}?' if near else f'there are: {", ".join(zoo_models())}'
+        raise UsageError(f'no model matches {args.filter!r}; {hint}')
     rows = [('model', 'params (M)', 'GMACs', 'input', 'weights')]
     for name in names:
         weight = find_weight(name)
@@ -37,9 +40,11 @@ def list_models(args: argparse.Namespace) -> None:
 
 def show_model(args: argparse.Namespace) -> None:
     """Print what is known about a model."""
+    import timm
+
     from ..models.info import describe
 
-    name = known_name(args.name)
+    name = known_name(args.name, [*timm.list_models(), *timm.list_models(include_tags=True)])
     for key, value in describe(name).items():
         lines = value if key in ('quality', 'notes') else [value]
         for i, line in enumerate(lines):

@@ -112,8 +112,14 @@ def _resolve_cfg(variant, pretrained, pretrained_cfg, overlay):
             raise RuntimeError(f'Unknown tag {pretrained_cfg!r} for {variant}; it has: {", ".join(tags)}.')
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
     if pretrained and not _source(cfg):
+        family = [n for n in zoo_models(pretrained=True) if _module(n) == _module(variant)]
         raise RuntimeError(
-            f'No pretrained weights exist for {variant}. Weights exist for: {", ".join(zoo_models(pretrained=True))}. '
-            f'Use pretrained=False, or load a file of your own with pretrained_cfg_overlay=dict(file=PATH).'
+            f'No pretrained weights exist for {variant}. Of its family they exist for: {", ".join(family) or "none"} '
+            f'(timm-attn list shows all). Use pretrained=False, or load a file of your own with '
+            f'pretrained_cfg_overlay=dict(file=PATH).'
         )
     return cfg
+
+
+def _module(name: str) -> str:
+    return model_entrypoint(name.partition('.')[0]).__module__

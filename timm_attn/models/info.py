@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from .._compat import TorchDispatchMode, operator_of, tree_leaves
 from ..weights import Weight, weights
+from .builder import zoo_models
 
 
 class _OutputCounter(TorchDispatchMode):
@@ -67,16 +68,40 @@ def _measured(name: str, cfg: PretrainedCfg) -> Weight:
     )
 
 
+def summarize(model: torch.nn.Module, name: str) -> str:
+    """What a loaded classifier is, in one line: classes, size of its images, parameters and, if known, accuracy.
+
+    Args:
+        model: The model.
+        name: Its name: of a registered model with the tag of its weights, or any other.
+    """
+    weight = weights().get(name)
+    metric = weight.top1 if weight else None
+    height, width = model.pretrained_cfg['input_size'][1:]
+    facts = [
+        f'{model.num_classes} classes{f" of {metric.dataset}" if metric else ""}',
+        f'{height} px' if height == width else f'{height} x {width} px',
+        f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters',
+    ]
+    if metric:
+        kind = 'measured' if metric.measured else 'reported'
+        size = f' at {metric.input_size} px' if metric.input_size not in (None, height) else ''
+        facts.append(f'top-1 {metric.value:.1f} % on its {metric.split} images{size} ({kind})')
+    return f'{name}: {", ".join(facts)}'
+
+
 def describe(name: str) -> dict:
     """Facts about a registered model and one of its weights, from the manifest and the registry.
 
     Args:
-        name: Model, with or without a tag.
+        name: Model, with or without a tag; of a model of timm itself less is known.
 
     Returns:
         Facts by name, in an order to read them: ``model``, ``about``, size and cost, ``tags`` that can be loaded,
         origin and quality of the weight, settings of its images, ``features`` (channels at each stride).
     """
+    if name.partition('.')[0] not in zoo_models():
+        return _describe_foreign(name)
     weight, cfg = find_weight(name), get_pretrained_cfg(name)
     arch_cfgs = get_arch_pretrained_cfgs(weight.arch)
     facts = dict(
@@ -91,6 +116,23 @@ def describe(name: str) -> dict:
         **_fields(cfg, 'num_classes', 'input_size', 'mean', 'std', 'crop_pct', 'interpolation'),
         features=_features(weight.arch),
         notes=weight.notes,
+    )
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _describe_foreign(name: str) -> dict:
+    """Facts about a model of timm itself, as far as timm states them."""
+    cfg = get_pretrained_cfg(name)
+    model = timm.create_model(cfg.architecture, device='meta')
+    facts = dict(
+        model=name,
+        about=f'a model of timm {timm.__version__}, not of this package',
+        params=sum(p.numel() for p in model.parameters()),
+        tags=[n.partition('.')[2] for n, c in get_arch_pretrained_cfgs(cfg.architecture).items() if c.has_weights],
+        weights=cfg.tag if cfg.has_weights else 'none',
+        paper=cfg.paper_ids,
+        origin=f'https://huggingface.co/{cfg.hf_hub_id}' if cfg.hf_hub_id else cfg.url,
+        **_fields(cfg, 'license', 'num_classes', 'input_size', 'mean', 'std', 'crop_pct', 'interpolation'),
     )
     return {key: value for key, value in facts.items() if value is not None}
 

@@ -1,0 +1,51 @@
+"""A picture of many images, each with a few words below it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from .image_files import read_image
+
+MAX_TILES = 25
+_SIDE, _LINE, _GAP, _COLUMNS = 160, 14, 8, 5
+_COLOURS = {None: 'black', True: 'darkgreen', False: 'firebrick'}
+
+
+def draw_grid(tiles: Sequence[tuple[str, Sequence[str], bool | None]], file: Path) -> None:
+    """Draw images in rows of five and write them as PNG.
+
+    Args:
+        tiles: For each image its path, the lines of text below it, and whether it is right, wrong, or neither (None).
+        file: File to write.
+    """
+    font = _font()
+    lines = max(len(text) for _, text, _ in tiles)
+    columns = min(_COLUMNS, len(tiles))
+    width, height = _SIDE + _GAP, _SIDE + _GAP + lines * _LINE
+    grid = Image.new('RGB', (columns * width + _GAP, -(-len(tiles) // columns) * height + _GAP), 'white')
+    draw = ImageDraw.Draw(grid)
+    for i, (path, text, is_right) in enumerate(tiles):
+        x, y = _GAP + i % columns * width, _GAP + i // columns * height
+        picture = read_image(path, lambda image: ImageOps.pad(image, (_SIDE, _SIDE), color='white'))
+        grid.paste(picture, (x, y))
+        for j, line in enumerate(text):
+            draw.text((x, y + _SIDE + j * _LINE), _fitting(line, draw, font), _COLOURS[is_right], font)
+    grid.save(file, 'PNG')
+
+
+def _font():
+    try:
+        return ImageFont.load_default(size=11)
+    except (TypeError, OSError):  # an old Pillow, or one without FreeType: a font of fixed size
+        return ImageFont.load_default()
+
+
+def _fitting(line: str, draw: ImageDraw.ImageDraw, font) -> str:
+    """As much of a line as the tile is wide; what the font cannot draw is replaced."""
+    line = line[:100].encode('latin-1', 'replace').decode('latin-1')
+    if draw.textlength(line, font) <= _SIDE:
+        return line
+    while line and draw.textlength(f'{line}...', font) > _SIDE:
+        line = line[:-1]
+    return f'{line}...'
