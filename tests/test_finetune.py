@@ -1,6 +1,9 @@
 """timm-attn finetune: what it learns and writes, interruptions, and folders that cannot be trained on."""
 
 import argparse
+import importlib.machinery
+import json
+import math
 import os
 import resource
 import shutil
@@ -8,8 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+import types
+import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -21,9 +27,13 @@ from timm.data import create_transform, resolve_data_config
 from timm.utils import CheckpointSaver
 
 from timm_attn.cli import main
+from timm_attn.image_files import open_image
 from timm_attn.train import image_folder
 from timm_attn.train.log import read_summary
+from timm_attn.train.loop import Run
+from timm_attn.train.options import add_arguments
 from timm_attn.train.recipes import recipe_path
+from timm_attn.train.split import hold_out
 
 ROOT = Path(__file__).parent.parent
 COLOURS = {'blue': (30, 40, 200), 'green': (30, 180, 60), 'red': (200, 40, 30)}
@@ -50,8 +60,32 @@ def finetune(*args):
     return main(['finetune', *map(str, args)])
 
 
+def status(*args):
+    """Exit status, also where argparse ends the process."""
+    try:
+        return finetune(*args)
+    except SystemExit as e:
+        return e.code
+
+
 def weights(run='runs/run'):
     return load_file(Path(run) / 'model' / 'model.safetensors')
+
+
+def results(run='runs/run'):
+    """Rows of the log of a run, without the times."""
+    rows = read_summary(Path(run) / 'summary.csv')
+    return [{key: value for key, value in row.items() if not key.endswith('_time')} for row in rows]
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in Path(folder).rglob('*') if path.is_file()}
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 def test_learns_and_leaves_a_folder_to_use(data, capsys):
@@ -163,18 +197,16 @@ def test_killed_run_ends_as_if_it_had_not_been(data):
     assert finetune(*args) == 0
     process = python('-m', 'timm_attn', 'finetune', *args, '--experiment', 'killed', wait=False)
     summary = Path('runs/killed/summary.csv')
-    while len(read_summary(summary)) < 2:
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for(lambda: len(read_summary(summary)) >= 2, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     done = len(read_summary(summary))
     assert done < 4
     # the worst moment: a row in the log without its checkpoint, and half a checkpoint that is newer than the whole one
-    summary.write_text(summary.read_text() + f'{done},9,9,9,9,9\n')
+    summary.write_text(summary.read_text() + f'{done},9,9,9,9,9,9,9\n')
     Path('runs/killed/tmp.pth.tar').write_bytes(Path('runs/killed/last.pth.tar').read_bytes()[:-9000])
     assert finetune('--resume', 'runs/killed') == 0
-    assert read_summary(summary) == read_summary(Path('runs/whole/summary.csv'))
+    assert results('runs/killed') == results('runs/whole')
     whole, resumed = weights('runs/whole'), weights('runs/killed')
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
@@ -198,16 +230,16 @@ def test_stopped_at_any_point_of_saving(data, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(CheckpointSaver, name, stop)
-            assert finetune(*args[:-5], run, *args[-4:]) == 2
+            assert finetune(*args[:-5], run, *args[-4:]) == 130
         assert finetune('--resume', f'runs/{run}') == 0, run
-        assert read_summary(Path(f'runs/{run}/summary.csv')) == read_summary(Path('runs/whole/summary.csv')), run
+        assert results(f'runs/{run}') == results('runs/whole'), run
         whole, resumed = weights('runs/whole'), weights(f'runs/{run}')
         assert all(torch.equal(whole[key], resumed[key]) for key in whole), run
 
 
 def test_resume_refuses_what_does_not_belong(data, capsys):
     assert finetune('data', *SMALL, '--epochs', 1) == 0
-    before = {path: path.read_bytes() for path in Path('runs/run').rglob('*') if path.is_file()}
+    before = files('runs/run')
     shutil.copytree('data', 'more')
     shutil.copytree('data/red', 'more/rot')
     shutil.copytree('runs/run', 'runs/bare')
@@ -225,7 +257,362 @@ def test_resume_refuses_what_does_not_belong(data, capsys):
     ):
         assert finetune(*args) == 2
         assert message in capsys.readouterr().err
-    assert before == {path: path.read_bytes() for path in Path('runs/run').rglob('*') if path.is_file()}
+    assert before == files('runs/run')
+
+
+def test_two_processes_in_one_folder(data, capsys):
+    """The second one is refused as long as the first lives, and not a moment longer, whatever ends it."""
+    process = python('-m', 'timm_attn', 'finetune', 'data', *SMALL, '--epochs', 500, '-j', 1, wait=False)
+    wait_for(Path('runs/run/last.pth.tar').exists, process)
+    for args in (('data', *SMALL), ('--resume', 'runs/run')):
+        assert finetune(*args) == 2
+        error = capsys.readouterr().err
+        assert 'has a run already' in error if args[0] == 'data' else f'in use by process {process.pid} on ' in error
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = len(read_summary(Path('runs/run/summary.csv')))
+    assert finetune('--resume', 'runs/run', '--epochs', done + 1) == 0
+    assert [row['epoch'] for row in results()] == list(range(done + 1))
+    assert not Path('runs/run/run.lock').exists()
+
+
+def test_new_runs_at_the_same_time(data, capsys):
+    """Before the first checkpoint, a new run is told from one that was given up by its lock alone."""
+    Path('runs').mkdir()
+    Path('hold.py').write_text(
+        'import pathlib, time\n'
+        'from timm_attn.train.run_lock import lock_folder\n'
+        'with lock_folder(pathlib.Path("runs")):\n'
+        '    open("ready", "w").close()\n'
+        '    while not pathlib.Path("stop").exists():\n'
+        '        time.sleep(0.01)\n'
+    )
+    process = python('hold.py', wait=False)
+    wait_for(Path('ready').exists, process)
+    before = files('runs')
+    assert finetune('data', *SMALL[:-2], '--experiment', '.', '--epochs', 1) == 2
+    assert f'in use by process {process.pid}' in capsys.readouterr().err
+    assert files('runs') == before
+    Path('stop').touch()
+    process.communicate()
+    assert finetune('data', *SMALL[:-2], '--experiment', '.', '--epochs', 1) == 0
+
+
+def names(folder):
+    return {path.relative_to(folder).as_posix() for path in Path(folder).rglob('*.*')}
+
+
+CHANGES = {
+    'added': (lambda d: shutil.copy(d / 'red/1.jpg', d / 'red/01.jpg'), '1 new (red/01.jpg)'),
+    'removed': (lambda d: (d / 'red/1.jpg').unlink(), '1 gone (red/1.jpg)'),
+    'renamed': (lambda d: (d / 'red/1.jpg').rename(d / 'red/x.jpg'), '1 new (red/x.jpg) and 1 gone (red/1.jpg)'),
+    'moved': (lambda d: (d / 'red/1.jpg').rename(d / 'blue/x.jpg'), '1 new (blue/x.jpg) and 1 gone (red/1.jpg)'),
+    'broken': (lambda d: (d / 'red/1.jpg').write_text(''), '1 gone (red/1.jpg)'),
+    'many': (lambda d: [p.unlink() for p in (d / 'red').glob('1*')], '7 gone (red/1.jpg, red/10.jpg, red/11.jpg, ...)'),
+}
+
+
+def test_resume_refuses_other_images(data, capsys):
+    assert finetune('data', *SMALL, '--epochs', 1) == 0
+    before = files('runs/run')
+    for case, (change, message) in CHANGES.items():
+        shutil.copytree('data', 'changed')
+        change(Path('changed'))
+        assert finetune('changed', '--resume', 'runs/run', '--epochs', 2) == 2, case
+        assert message in capsys.readouterr().err, case
+        shutil.rmtree('changed')
+    assert finetune('--resume', 'runs/run', '--epochs', 2, '--val-fraction', 0.5) == 2
+    assert 'has val_fraction: 0.2' in capsys.readouterr().err
+    assert files('runs/run') == before
+    data.rename('moved')  # the names count, not where they are
+    assert finetune('moved', '--resume', 'runs/run', '--epochs', 2) == 0
+
+
+def held_out(folder):
+    _, val, _ = image_folder.open_folder(folder)
+    return set(image_folder.image_names(val, folder))
+
+
+def test_one_more_image_moves_no_other(data):
+    before = held_out('data')
+    assert len(before) == 9
+    for i in range(20):
+        shutil.copy('data/red/1.jpg', f'data/red/new{i}.jpg')
+        after = held_out('data')
+        assert {name for name in after if 'red' not in name} == {name for name in before if 'red' not in name}
+        assert len((before ^ after) - {f'red/new{i}.jpg'}) <= 1
+        before = after
+    assert held_out('data') == before
+
+
+def test_draw_is_the_same_everywhere():
+    """In any order of the files, and where the file system decomposes letters, as that of macOS."""
+    drawn = hold_out([f'{c}/{i}.jpg' for c in ('a', 'bü') for i in range(10)], 0.2)
+    assert sorted(drawn) == ['a/2.jpg', 'a/6.jpg', 'bü/2.jpg', 'bü/9.jpg']
+    decomposed = hold_out([f'{c}/{i}.jpg' for c in ('bu\u0308', 'a') for i in reversed(range(10))], 0.2)
+    assert {unicodedata.normalize('NFC', name) for name in decomposed} == drawn
+
+
+def test_run_without_a_record_of_its_images_keeps_its_draw(data, caplog):
+    """Earlier versions drew from the list of all files, and recorded nothing."""
+    assert finetune('data', *SMALL, '--epochs', 1) == 0
+    Path('runs/run/split.json').unlink()
+    assert finetune('--resume', 'runs/run', '--epochs', 2) == 0
+    assert 'of an earlier version' in caplog.text
+    recorded = json.loads(Path('runs/run/split.json').read_text())
+    drawn = {f'{name}/{i}.jpg' for name in COLOURS for i in (10, 14, 5)}
+    assert set(recorded['val']) == drawn
+    assert set(recorded['train']) == names('data') - drawn
+    caplog.clear()
+    assert finetune('--resume', 'runs/run', '--epochs', 3) == 0
+    assert not caplog.text
+    Path('runs/run/split.json').write_text('{"train": [1], "val": []}')
+    assert finetune('--resume', 'runs/run', '--epochs', 4) == 2
+
+
+def test_images_are_read_as_by_predict(data):
+    values = np.linspace(20000, 40000, 40 * 36).reshape(36, 40).astype(np.uint16)
+    Image.fromarray(values).save('data/red/deep.png')
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open('data/red/1.jpg').save('data/red/turned.jpg', exif=exif)
+    train, val, _ = image_folder.open_folder('data')
+    seen = 0
+    for dataset in (train, val):
+        for (path, _), (image, _) in zip(dataset.reader.samples, dataset, strict=True):
+            assert image.tobytes() == open_image(path).tobytes()
+            if path.endswith(('deep.png', 'turned.jpg')):
+                seen += 1
+                assert image.size == ((40, 36) if path.endswith('png') else (36, 40))
+                assert len(set(image.tobytes())) > 50
+    assert seen == 2
+
+
+def test_a_pipe_is_no_image(data, caplog):
+    os.mkfifo('data/red/pipe.jpg')
+    Path('data/red/link.jpg').symlink_to('/dev/zero')
+    train, val, _ = image_folder.open_folder('data')
+    assert len(train) + len(val) == 48
+    assert 'pipe.jpg' in caplog.text
+    assert 'link.jpg' in caplog.text
+
+
+def test_one_image_too_large_is_left_out(data, caplog):
+    Image.new('L', (12000, 12000)).save('data/red/huge.png')
+    train, val, _ = image_folder.open_folder('data')
+    assert len(train) + len(val) == 48
+    assert 'huge.png' in caplog.text
+
+
+def test_what_starts_is_said_before_the_first_epoch(data, capsys):
+    assert finetune('data', *SMALL, '--epochs', 2, '--model-kwargs', 'trainable=attention,head') == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[2].startswith('csa_resnet20_cifar: pretrained weights cifar10; 0.0')
+    assert out[2].endswith(' of 0.27 M parameters are trained; cpu, float32')
+    assert out[3] == (
+        'epochs 0 to 1, 2 steps each: batch size 16, images 32 x 32, adamw, lr 0.002, warm-up epochs 1 (not 3: at most '
+        'half of all epochs)'
+    )
+    assert out[4].startswith('epoch 0 (1 of 2)  loss ')
+    assert finetune('--resume', 'runs/run', '--epochs', 3, '--amp') == 0
+    out = capsys.readouterr().out
+    assert 'runs/run: resumes with epoch 2' in out
+    assert 'weights of last.pth.tar' in out
+    assert 'bfloat16 mixed precision' in out
+    assert 'epochs 2 to 2' in out
+    assert 'best' in out
+
+
+def test_log_has_the_rate_and_the_time_of_each_epoch(data):
+    assert finetune('data', *SMALL, '--epochs', 3, '--warmup-epochs', 0) == 0
+    rows = read_summary(Path('runs/run/summary.csv'))
+    steps = [0.002 * (1 + math.cos(math.pi * (2 * epoch + 1) / 6)) / 2 for epoch in range(3)]  # two in each epoch
+    assert [row['lr'] for row in rows] == pytest.approx(steps)
+    assert all(row['train_time'] > 0 and row['eval_time'] > 0 for row in rows)
+
+
+def test_log_of_an_earlier_version_is_continued(data):
+    assert finetune('data', *SMALL, '--epochs', 1) == 0
+    summary = Path('runs/run/summary.csv')
+    summary.write_text('epoch,train_loss,eval_loss,eval_top1,eval_top5,lr\n0,1.0,1.0,50.0,100.0,0.0\n')
+    assert finetune('--resume', 'runs/run', '--epochs', 2) == 0
+    rows = read_summary(summary)
+    assert [row['epoch'] for row in rows] == [0, 1]
+    assert math.isnan(rows[0]['train_time'])
+    assert rows[1]['train_time'] > 0
+
+
+def test_patience(data, capsys, monkeypatch):
+    """What an epoch reaches is given here; the run stops after two without anything better, also after a resume."""
+    reached = iter([40.0, 60.0, 50.0, 60.0, 50.0, 70.0, 10.0, 10.0])
+    real = Run.validate
+    monkeypatch.setattr(Run, 'validate', lambda self: real(self) | dict(top1=next(reached)))
+    Path('my.yaml').write_text('patience: 2\n')
+    assert finetune('data', *SMALL, '--epochs', 9, '--config', 'my.yaml') == 0
+    assert [row['eval_top1'] for row in results()] == [40, 60, 50, 60]
+    assert 'stops: no better top-1 in 2 epochs (best 60.00 % in epoch 1)' in capsys.readouterr().out
+    assert torch.load('runs/run/model_best.pth.tar')['epoch'] == 1
+    assert finetune('--resume', 'runs/run') == 0
+    assert len(results()) == 4
+    assert finetune('--resume', 'runs/run', '--patience', 3) == 0
+    assert [row['eval_top1'] for row in results()] == [40, 60, 50, 60, 50]
+    assert yaml.safe_load(Path('runs/run/args.yaml').read_text())['patience'] == 3
+
+
+@pytest.fixture
+def trackers(monkeypatch):
+    """Stand-ins for TensorBoard and Weights & Biases that record what they are given."""
+    seen = dict(scalars=[], init=[], rows=[], closed=[])
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            seen['folder'] = (folder, purge_step)
+
+        def add_scalar(self, name, value, step):
+            seen['scalars'].append((name, value, step))
+
+        flush = staticmethod(lambda: None)
+        close = staticmethod(lambda: seen['closed'].append('tensorboard'))
+
+    class WandbRun:
+        id = 'abc'
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            seen['closed'].append('wandb')
+
+    def init(**kwargs):
+        seen['init'].append(kwargs)
+        return WandbRun()
+
+    wandb = types.ModuleType('wandb')
+    wandb.__spec__ = importlib.machinery.ModuleSpec('wandb', None)
+    wandb.init, wandb.log = init, seen['rows'].append
+    tensorboard = types.ModuleType('tensorboard')
+    tensorboard.__spec__ = importlib.machinery.ModuleSpec('tensorboard', None)
+    writers = types.ModuleType('torch.utils.tensorboard')
+    writers.SummaryWriter = SummaryWriter
+    for module in (wandb, tensorboard, writers):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr('timm.utils.summary.wandb', wandb, raising=False)
+    return seen
+
+
+def test_trackers(data, trackers):
+    options = ('--log-tensorboard', '--log-wandb', '--wandb-project', 'flowers')
+    assert finetune('data', *SMALL, '--epochs', 1, *options) == 0
+    (row,) = read_summary(Path('runs/run/summary.csv'))
+    assert trackers['rows'] == [row]
+    assert trackers['folder'] == ('runs/run/tensorboard', 0)
+    assert {name: value for name, value, step in trackers['scalars']} == {k: v for k, v in row.items() if k != 'epoch'}
+    assert (trackers['init'][0]['project'], trackers['init'][0]['name']) == ('flowers', 'run')
+    assert trackers['init'][0]['config']['epochs'] == 1
+    assert sorted(trackers['closed']) == ['tensorboard', 'wandb']
+    assert finetune('--resume', 'runs/run', '--epochs', 2) == 0
+    assert trackers['init'][1]['id'] == 'abc'
+    assert trackers['folder'] == ('runs/run/tensorboard', 1)
+    assert [row['epoch'] for row in trackers['rows']] == [0, 1]
+    assert finetune('data', '--config', 'runs/run/args.yaml', '--experiment', 'other') == 0
+    assert trackers['init'][2]['id'] is None  # a run of its own
+
+
+@pytest.mark.parametrize('package', ['tensorboard', 'wandb'])
+def test_trackers_that_are_not_installed(package, data, capsys, monkeypatch):
+    monkeypatch.setattr('timm_attn.train.trackers.find_spec', lambda name: None)
+    assert finetune('data', *SMALL, f'--log-{package}') == 2
+    assert f'pip install {package}' in capsys.readouterr().err
+    assert not Path('runs').exists()
+
+
+def test_help_shows_every_default(capsys):
+    with pytest.raises(SystemExit):
+        finetune('--help')
+    text = ' '.join(capsys.readouterr().out.split())
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    for action in parser._actions:
+        if action.option_strings and action.dest not in ('config', 'resume'):
+            assert '(default: ' in action.help or 'default: ' in action.help, action.dest
+            if isinstance(action.default, int | float) and not isinstance(action.default, bool):
+                assert str(action.default) in action.help % vars(action), action.dest
+    assert text.count('(default: ') > 30
+
+
+def test_checkpoints_take_the_space_of_two(data):
+    assert finetune('data', *SMALL, '--epochs', 3) == 0
+    assert len(list(Path('runs/run').glob('*.pth.tar'))) == 3
+    assert len({path.stat().st_ino for path in Path('runs/run').glob('*.pth.tar')}) <= 2
+
+
+def test_interruption_says_how_to_resume(data, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, 'validate', lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert finetune('data', *SMALL) == 130
+        assert capsys.readouterr().err == 'stopped; resume with: timm-attn finetune --resume runs/run\n'
+        patch.setattr(image_folder, 'ThreadPoolExecutor', lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert finetune('data', *SMALL[:-1], 'other') == 130
+        assert capsys.readouterr().err == 'stopped; nothing was written\n'
+    assert finetune('--resume', 'runs/run', '--epochs', 1) == 0
+
+
+def test_folder_that_cannot_be_written_to(data, capsys, monkeypatch):
+    """Deleted during the run, or without permission: neither is a matter of space."""
+    real = Run.validate
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, 'validate', lambda self: (shutil.rmtree(self.folder), real(self))[1])
+        assert finetune('data', *SMALL) == 2
+    error = capsys.readouterr().err
+    assert 'it was deleted or renamed' in error
+    assert 'space' not in error
+    assert finetune('data', *SMALL[:-4], '--output', '/sys') == 2
+    error = capsys.readouterr().err
+    assert 'no permission' in error
+    assert 'space' not in error
+
+    assert finetune('data', *SMALL, '--epochs', 1) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', lambda *args: (_ for _ in ()).throw(PermissionError(13, 'Permission denied')))
+        assert finetune('--resume', 'runs/run', '--epochs', 2) == 2
+    assert 'no permission' in capsys.readouterr().err
+    assert finetune('--resume', 'runs/run', '--epochs', 2) == 0
+
+
+def test_values_that_are_not_finite_stop_the_run(data, capsys, monkeypatch):
+    for model, key in (('csa_resnet20_cifar', 'conv_stem.weight'), ('resnet10t', 'layer1.0.bn1.running_var')):
+        state = timm.create_model(model).state_dict()
+        state[key].view(-1)[0] = float('nan')
+        torch.save(state, 'nan.pth')
+        assert finetune('data', *SMALL, '--model', model, '--pretrained-path', 'nan.pth') == 2
+        error = capsys.readouterr().err
+        assert 'nan.pth: ' in error
+        assert 'not finite' in error
+        assert key in error
+    assert not Path('runs').exists()
+    real = Run.validate
+    monkeypatch.setattr(Run, 'validate', lambda self: real(self) | dict(loss=float('nan')))
+    assert finetune('data', *SMALL) == 2
+    assert 'loss on the validation images became nan in epoch 0' in capsys.readouterr().err
+    assert not Path('runs/run/last.pth.tar').exists()
+
+
+def test_errors_name_options_of_the_command_line(data, capsys):
+    torch.save(timm.create_model('csa_resnet18', csa_blocks='all').state_dict(), 'all.pth')
+    Path('text.pth').write_text('text')
+    for args, message in (
+        (('--model', 'mbv2_ca'), '--pretrained-path FILE, or start from random weights with --no-pretrained'),
+        (('--model', 'resnet18'), '--pretrained-path FILE, or start from random weights with --no-pretrained'),
+        (('--model', 'csa_resnet18', '--pretrained-path', 'all.pth'), '--model-kwargs KEY=VALUE'),
+        (('--model', 'resnet18', '--pretrained-path', 'text.pth'), 'Cannot read the checkpoint'),
+        (('--model', 'resnet18', '--pretrained-path', 'absent.pth'), '--pretrained-path absent.pth: there is no such'),
+        (('--no-pretrained', '--pretrained-path', 'all.pth'), '--no-pretrained and --pretrained-path'),
+    ):
+        assert finetune('data', *SMALL, *args) == 2, args
+        error = capsys.readouterr().err
+        assert message in error, args
+        assert 'pretrained_cfg_overlay' not in error
+    assert not Path('runs').exists()
 
 
 def test_full_disk(data, capsys, monkeypatch):
@@ -278,6 +665,10 @@ BAD_DATA = {
         lambda d: [p.write_text('') for p in (d / 'red').iterdir()],
         'red has no readable images',
     ),
+    'folder of one class': (
+        lambda d: [p.rename(d / f'{p.parent.name}{p.name}') for p in d.rglob('*.jpg')],
+        'its parent',
+    ),
     'loose image': (lambda d: shutil.copy(d / 'red' / '1.jpg', d), 'is not directly inside the folder of a class'),
     'nested classes': (lambda d: shutil.copytree(d / 'red', d / 'blue' / 'day'), 'is not directly inside'),
     'hidden folder': (lambda d: shutil.copytree(d / 'red', d / '.checkpoints'), 'is hidden'),
@@ -329,6 +720,8 @@ BAD_OPTIONS = {
     'unknown part': (('data', *SMALL, '--model-kwargs', 'trainable=neck'), 'attention,head'),
     'unknown argument': (('data', *SMALL, '--model-kwargs', 'foo=1'), 'foo'),
     'batch of one': (('data', *SMALL, '-b', '1'), 'at least 2 images'),
+    'scale': (('data', *SMALL, '--scale', '0.9', '0.1'), 'the lower share comes first'),
+    'no run': (('--resume', 'absent'), 'no run absent'),
 }
 
 
@@ -338,6 +731,24 @@ def test_bad_options(case, data, capsys):
     assert finetune(*args) == 2
     assert message in capsys.readouterr().err
     assert not Path('runs').exists()
+
+
+@pytest.mark.parametrize(
+    'option', ['--config', '--resume', '--model', '--pretrained-path', '--experiment', '--img-size']
+)
+def test_an_empty_value_is_no_default(option, data, capsys):
+    assert status('data', *SMALL[:-2], option, '') == 2
+    error = capsys.readouterr().err
+    assert option in error
+    assert 'empty' in error or "''" in error
+    Path('my.yaml').write_text(f'{option[2:].replace("-", "_")}: ""\n')
+    assert status('data', *SMALL, '--config', 'my.yaml') == 2
+    assert not Path('runs').exists()
+
+
+def test_image_size_has_a_limit(data, capsys):
+    assert status('data', *SMALL, '--img-size', 100000) == 2
+    assert 'more than 4096 pixels a side' in capsys.readouterr().err
 
 
 def test_config_is_checked_like_options(data, capsys):

@@ -1,6 +1,7 @@
 """``timm-attn finetune``."""
 
 import argparse
+import sys
 from functools import partial
 
 from ..train.options import add_arguments, parse
@@ -14,11 +15,16 @@ def add_parsers(commands) -> None:
     p.set_defaults(func=partial(finetune_model, p))
 
 
-def finetune_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Fine-tune."""
+def finetune_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Fine-tune; the exit status is 130 where the user stopped it, as in a shell."""
     args = parse(parser, args.argv[1:])
     check_model(args.model)
 
-    from ..train.finetune import finetune
+    from ..train.finetune import Interrupted, finetune
 
-    finetune(args)
+    try:
+        finetune(args)
+    except Interrupted as e:
+        print(e, file=sys.stderr)
+        return 130
+    return 0

@@ -1,14 +1,16 @@
 """The folder of a fine-tuning run: its options, its checkpoints, and what an interruption leaves of them."""
 
+import errno
 import logging
 import math
 import os
+import re
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
-from timm import utils
+from safetensors import SafetensorError
 from timm.task import resume_task_checkpoint
 from timm.utils import CheckpointSaver
 
@@ -51,8 +53,16 @@ def load_newest(folder: Path, task, optimizer, scaler) -> tuple[Path | None, int
     return None, 0
 
 
-def check_folder(folder: Path, tensors: int, copies: int) -> None:
-    """Check that a new run can be written to a folder.
+def check_new(folder: Path) -> None:
+    """Check that a folder has no run yet, whose checkpoints a new one would replace."""
+    if find_checkpoints(folder):
+        raise FinetuneError(
+            f'{folder} has a run already: resume it with --resume {folder}, or name another --experiment.'
+        )
+
+
+def check_space(folder: Path, tensors: int, copies: int) -> None:
+    """Check that a folder has space for the checkpoints of a new run.
 
     Args:
         folder: Folder of the run.
@@ -60,23 +70,23 @@ def check_folder(folder: Path, tensors: int, copies: int) -> None:
         copies: How many times these may be written.
 
     Raises:
-        FinetuneError: If it has a run already, or the disk has no space for the checkpoints.
+        FinetuneError: If the disk has not.
     """
-    if find_checkpoints(folder):
-        raise FinetuneError(
-            f'{folder} has a run already: resume it with --resume {folder}, or name another --experiment.'
-        )
-    folder.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(folder).free < tensors * copies:
         needed = math.ceil(tensors * copies / 2**20)
         raise FinetuneError(f'{folder} has no space for the checkpoints, which take up to {needed} MiB.')
 
 
 def write_options(folder: Path, options: dict) -> None:
-    """Write ``args.yaml``; a crash leaves the old one complete."""
-    part = folder / 'args.part'
-    part.write_text(yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
-    os.replace(part, folder / 'args.yaml')
+    """Write ``args.yaml``."""
+    write_text(folder / 'args.yaml', yaml.safe_dump(options, sort_keys=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; a crash leaves the old one complete."""
+    part = path.with_suffix('.part')
+    part.write_text(text, encoding='utf-8')
+    os.replace(part, path)
 
 
 def restore_saver(saver: CheckpointSaver, folder: Path, checkpoint: Path | None, start: int) -> None:
@@ -106,31 +116,34 @@ def restore_saver(saver: CheckpointSaver, folder: Path, checkpoint: Path | None,
         saver.save_checkpoint(start - 1, metric=top1)
 
 
-def log_and_save(saver: CheckpointSaver, folder: Path, epoch: int, loss: float, metrics: dict, lr: float) -> None:
-    """Append an epoch to ``summary.csv`` and save its checkpoint.
-
-    Args:
-        saver: Saver of the run.
-        folder: Folder of the run.
-        epoch: Epoch, counted from 0.
-        loss: Mean training loss.
-        metrics: Validation metrics by name; ``top1`` decides which checkpoint is the best.
-        lr: Learning rate.
-    """
-    summary = folder / 'summary.csv'
-    with saving(folder):
-        utils.update_summary(epoch, dict(loss=loss), metrics, summary, lr, write_header=not summary.exists())
-        saver.save_checkpoint(epoch, metric=metrics['top1'])
-
-
 @contextmanager
 def saving(folder: Path):
-    """Say what to do where a disk is full, which torch reports as a RuntimeError."""
+    """Say what to do where a file cannot be written, which torch and safetensors report as errors of their own."""
     try:
         yield
-    except (OSError, RuntimeError) as e:
-        (folder / 'tmp.pth.tar').unlink(missing_ok=True)
-        raise FinetuneError(
-            f'Cannot write to {folder}: {e}. What was saved before is complete: free some space, then resume with: '
-            f'timm-attn finetune --resume {folder}'
-        ) from e
+    except (OSError, RuntimeError, SafetensorError) as e:
+        if isinstance(e, FinetuneError):
+            raise
+        with suppress(OSError):
+            (folder / 'tmp.pth.tar').unlink(missing_ok=True)
+        raise FinetuneError(f'Cannot write to {folder}: {_advice(e, folder)}') from e
+
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_WRITERS = re.compile('PytorchStreamWriter|inline_container|os error (27|28|122)')
+"""torch's writer and that of safetensors, which hide the number of the error: they fail where there is no space."""
+
+
+def _advice(error: Exception, folder: Path) -> str:
+    """What happened to a folder, and the next step."""
+    resume = f'resume with: timm-attn finetune --resume {folder}'
+    reason = str(error).splitlines()[0]
+    code = getattr(error, 'errno', None)
+    if not folder.exists() and isinstance(error, FileNotFoundError | RuntimeError):
+        return f'it was deleted or renamed. Start a new run, or give it back its name and {resume}'
+    if code in _FORBIDDEN or (not code and folder.exists() and not os.access(folder, os.W_OK)):
+        return f'no permission ({reason}). Allow it, or name another --output.'
+    if code in _FULL or _WRITERS.search(str(error)):
+        return f'no space ({reason}). What was saved before is complete: free some space, then {resume}'
+    return f'{reason}. What was saved before is complete: {resume}'

@@ -4,16 +4,14 @@ It is for users without a checkout of timm, whose train.py does much more under 
 """
 
 import argparse
-import math
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.distributed as dist
 from timm import utils
@@ -23,13 +21,32 @@ from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, load_task_ema_checkpoint
-from tqdm import tqdm
 
-from .checkpoints import check_folder, find_checkpoints, load_newest, log_and_save, restore_saver, write_options
+from .checkpoints import (
+    check_new,
+    check_space,
+    find_checkpoints,
+    load_newest,
+    restore_saver,
+    saving,
+    write_options,
+    write_text,
+)
 from .export import export_run
-from .image_folder import open_folder
+from .image_folder import open_folder, split_of
 from .log import draw_curves, read_summary
+from .loop import Run
 from .options import FinetuneError
+from .run_lock import lock_folder
+from .split import Draw, Split, hold_out, hold_out_of_earlier_versions
+from .start import create_model, describe
+from .trackers import check_trackers, open_tensorboard, open_wandb
+
+_logger = logging.getLogger(__name__)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by the user; the message says how to resume it."""
 
 
 def finetune(args: argparse.Namespace) -> Path:
@@ -39,203 +56,116 @@ def finetune(args: argparse.Namespace) -> Path:
         args: Options of :mod:`timm_attn.train.options`.
 
     Returns:
-        Folder of the run: ``model`` (loads by ``local-dir:``), ``summary.csv``, ``curves.png``, ``args.yaml`` and the
-        checkpoints.
+        Folder of the run: ``model`` (loads by ``local-dir:``), ``summary.csv``, ``curves.png``, ``args.yaml``,
+        ``split.json`` (the images) and the checkpoints.
 
     Raises:
         FolderError: If the data set cannot be trained on.
         FinetuneError: If the run cannot start or continue; what was trained until then is kept.
+        Interrupted: If the user stopped it.
     """
     options = dict(vars(args))
+    check_trackers(args)
+    if not args.data_dir:
+        raise FinetuneError('Name the folder of images: timm-attn finetune DIR --model NAME.')
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device = utils.init_distributed_device(args)
-    try:
-        if not args.data_dir:
-            raise FinetuneError('Name the folder of images: timm-attn finetune DIR --model NAME.')
-        data = open_folder(args.data_dir, args.train_split, args.val_split, args.val_fraction)
-        run = _start(args, options, device, *data)
-        try:
-            run.fit()
-        except KeyboardInterrupt:
-            raise FinetuneError(f'Stopped. Resume with: timm-attn finetune --resume {run.folder}') from None
-        if run.saver:
-            _finish(run)
-        return run.folder
-    finally:
+    name = args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}'
+    folder = Path(args.resume or Path(args.output) / name)
+    with ExitStack() as stack:
         if args.distributed:
-            dist.destroy_process_group()
+            stack.callback(dist.destroy_process_group)
+        try:
+            run = _start(args, options, device, folder, stack)
+            run.fit()
+            if run.saver:
+                _finish(run)
+        except KeyboardInterrupt:
+            advice = f'resume with: timm-attn finetune --resume {folder}' if (folder / 'args.yaml').exists() else ''
+            raise Interrupted(f'stopped; {advice or "nothing was written"}') from None
+    return folder
 
 
 @dataclass
-class Run:
-    """One process's part of a run.
+class Data:
+    """Images of a run.
 
     Attributes:
-        args: Options.
-        folder: Folder of the run.
-        device: Device to train on.
-        task: timm's training task: the model, its loss and its averaged weights.
-        loader: Training batches.
-        val_loader: Validation batches.
-        optimizer: Optimizer.
-        scheduler: Schedule of the learning rate.
-        epochs: Epochs in all.
-        start: Epochs done before.
-        autocast: Context of mixed precision.
-        scaler: Loss scaler for float16 on a GPU.
-        saver: Checkpoints; only in the first process.
+        train: Images to train on.
+        val: Images to validate on.
+        classes: Names of the classes in the order of their indices.
+        split: Names of the images.
     """
 
-    args: argparse.Namespace
-    folder: Path
-    device: torch.device
-    task: ClassificationTask
-    loader: Any
-    val_loader: Any
-    optimizer: torch.optim.Optimizer
-    autocast: Callable = nullcontext
-    scaler: utils.NativeScaler | None = None
-    scheduler: Any = field(default=None, init=False)
-    epochs: int = field(default=0, init=False)
-    start: int = field(default=0, init=False)
-    saver: utils.CheckpointSaver | None = field(default=None, init=False)
-
-    def fit(self) -> None:
-        """Train the remaining epochs; log and save each."""
-        args = self.args
-        for epoch in range(self.start, self.epochs):
-            # a resumed run draws the same images in the same order as one that was not interrupted
-            utils.random_seed(args.seed + epoch * args.world_size, args.rank)
-            loss = self.train_epoch(epoch)
-            if args.distributed:
-                utils.distribute_bn(self.task.get_trainable_module(), args.world_size, reduce=True)
-            metrics = self.validate()
-            lr = max(group['lr'] for group in self.optimizer.param_groups)
-            self.scheduler.step(epoch + 1, metrics['top1'])
-            if self.saver:
-                log_and_save(self.saver, self.folder, epoch, loss, metrics, lr)
-                print(
-                    f'epoch {epoch + 1}/{self.epochs}  loss {loss:.3f}  validation: loss {metrics["loss"]:.3f}, '
-                    f'top-1 {metrics["top1"]:.2f} %  ({self.best})  lr {lr:.2e}',
-                    flush=True,
-                )
-
-    def train_epoch(self, epoch: int) -> float:
-        """One pass over the training images; returns the mean loss."""
-        args = self.args
-        if args.distributed:
-            self.loader.sampler.set_epoch(epoch)
-        module = self.task.get_trainable_module().train()
-        losses = utils.AverageMeter()
-        updates = epoch * len(self.loader)
-        hidden = None if utils.is_primary(args) else True  # None: hidden where there is no terminal
-        for images, target in tqdm(self.loader, f'epoch {epoch + 1}', leave=False, disable=hidden):
-            if args.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            with self.autocast():
-                loss = self.task(images, target)['loss']
-            if self.scaler:
-                self.scaler(loss, self.optimizer, clip_grad=args.clip_grad, parameters=module.parameters())
-            else:
-                loss.backward()
-                if args.clip_grad is not None:
-                    utils.dispatch_clip_grad(module.parameters(), args.clip_grad)
-                self.optimizer.step()
-            self.optimizer.zero_grad()
-            updates += 1
-            self.task.update_ema(step=updates)
-            self.scheduler.step_update(updates)
-            losses.update(loss.item(), len(images))
-            if not math.isfinite(losses.val):
-                raise FinetuneError(
-                    f'The loss became {losses.val} in epoch {epoch + 1}: try a smaller --lr or --clip-grad 1.'
-                )
-        mean = torch.tensor(losses.avg, device=self.device)
-        return (utils.reduce_tensor(mean, args.world_size) if args.distributed else mean).item()
-
-    @torch.inference_mode()
-    def validate(self) -> dict[str, float]:
-        """Loss, top-1 and top-5 (%) over the validation images, of the averaged weights if there are any."""
-        model = self.task.get_eval_model(ema=self.args.model_ema).eval()
-        totals = torch.zeros(4, device=self.device)
-        for images, target in self.val_loader:
-            with self.autocast():
-                logits = model(images).float()
-            loss = torch.nn.functional.cross_entropy(logits, target)
-            top1, top5 = utils.accuracy(logits, target, topk=(1, 5))
-            totals += len(images) * torch.stack([loss, top1, top5, torch.ones_like(loss)])
-        if self.args.distributed:
-            dist.all_reduce(totals)
-        loss, top1, top5 = (totals[:3] / totals[3]).tolist()
-        return dict(loss=loss, top1=top1, top5=top5)
-
-    @property
-    def best(self) -> str:
-        """The best result so far, in words."""
-        return f'best {self.saver.best_metric:.2f} % in epoch {self.saver.best_epoch + 1}' if self.saver else ''
+    train: ImageDataset
+    val: ImageDataset
+    classes: list[str]
+    split: Split
 
 
-def _start(args, options: dict, device: torch.device, train: ImageDataset, val: ImageDataset, classes: list) -> Run:
-    """Build a run, or rebuild one from its folder."""
-    _check_classes(args, options.get('class_names') or classes, classes)
-    options |= dict(class_names=classes, num_classes=len(classes), resume=None, config=None)
+def _start(args: argparse.Namespace, options: dict, device: torch.device, folder: Path, stack: ExitStack) -> Run:
+    """Build a run, or rebuild one from its folder.
+
+    Args:
+        args: Options, with what timm adds to them.
+        options: Options as they were given, for ``args.yaml``.
+        device: Device to train on.
+        folder: Folder of the run.
+        stack: What ends with the run.
+    """
+    primary = utils.is_primary(args)
+    if not args.resume:
+        check_new(folder)
+    elif primary:  # before its checkpoints are read
+        with saving(folder):
+            stack.enter_context(lock_folder(folder))
+    data = _open_data(args, options.get('class_names'), folder)
+    if primary:
+        print(_describe_data(args, data), flush=True)
+    options |= dict(class_names=data.classes, num_classes=len(data.classes), resume=None, config=None)
     options |= {k: str(Path(options[k]).resolve()) for k in ('data_dir', 'pretrained_path') if options[k]}
-    name = args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}'
-    folder = Path(args.resume or Path(args.output) / name)
-    if utils.is_primary(args):
-        held_out = 'held out' if train.reader.root == val.reader.root else val.reader.root
-        print(
-            f'{args.data_dir}: {len(classes)} classes, {len(train)} images to train, {len(val)} to validate '
-            f'({held_out})',
-            flush=True,
-        )
-    utils.random_seed(args.seed, args.rank)
-    model = _create_model(args, len(classes), pretrained=args.pretrained and not find_checkpoints(folder))
-    model.to(device=device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
-    loader, val_loader = _loaders(args, model, train, val, device)
-    task = ClassificationTask(model, _criterion(args), device=device, verbose=False)
-    run = Run(args, folder, device, task, loader, val_loader, create_optimizer_v2(model, **optimizer_kwargs(args)))
-    if device.type == 'cuda' if args.amp is None else args.amp:
-        run.autocast = partial(torch.autocast, device.type, getattr(torch, args.amp_dtype))
-        if args.amp_dtype == 'float16' and device.type == 'cuda':
-            run.scaler = utils.NativeScaler(device.type)
-    checkpoint = None
-    if args.resume:
-        checkpoint, run.start = load_newest(folder, task, run.optimizer, run.scaler)
-    if utils.is_primary(args):
-        print(f'{folder}: resumes after epoch {run.start}' if args.resume else folder, flush=True)
-    if args.model_ema:
-        task.setup_ema(decay=args.model_ema_decay, use_warmup=True)
-        if checkpoint:
-            load_task_ema_checkpoint(task, str(checkpoint))
-    if args.torchcompile:
-        task.compile(backend=args.torchcompile)
-    if args.distributed:
-        dist.barrier()  # all have read the checkpoint before the first of them writes one
-        task.prepare_distributed(device_ids=[device] if device.type == 'cuda' else None)
-    args.warmup_epochs = min(args.warmup_epochs, args.epochs // 2)
-    updates = len(loader)
+    run = _build(args, data, device, folder)
+    checkpoint = _restore(run)
+    asked = args.warmup_epochs
+    args.warmup_epochs = min(asked, args.epochs // 2)
+    updates = len(run.loader)
     run.scheduler, run.epochs = create_scheduler_v2(run.optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
     if run.start:
         run.scheduler.step_update(run.start * updates) if args.sched_on_updates else run.scheduler.step(run.start)
-    if utils.is_primary(args):
-        _open_folder(run, options, checkpoint)
+    if primary:
+        with saving(folder):
+            _open_folder(run, options, data.split, checkpoint, stack)
+        print(f'{folder}: resumes with epoch {run.start}' if args.resume else folder, flush=True)
+        print(describe(run, _batch_size(args, len(data.train)) * args.world_size, asked, checkpoint), flush=True)
     return run
 
 
-def _open_folder(run: Run, options: dict, checkpoint: Path | None) -> None:
-    args = run.args
-    module = run.task.get_trainable_module()
-    if not run.start:
-        tensors = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-        # weights, two moments of the optimizer and the average; the last, the best and one that is being written
-        check_folder(run.folder, tensors, (4 if args.model_ema else 3) * (args.checkpoint_hist + 2))
-    write_options(run.folder, options)
-    run.saver = utils.CheckpointSaver(
-        module, run.optimizer, amp_scaler=run.scaler, task=run.task, checkpoint_dir=str(run.folder),
-        recovery_dir=str(run.folder), max_history=args.checkpoint_hist,
-    )  # fmt: skip
-    restore_saver(run.saver, run.folder, checkpoint, run.start)
+def _open_data(args: argparse.Namespace, classes_before: list[str] | None, folder: Path) -> Data:
+    """Images to train and validate on; for a run that is resumed, its own."""
+    draw: Draw = hold_out
+    before = Split.read(folder) if args.resume else None
+    if before:
+        draw = before.draw
+    elif args.resume:
+        draw = hold_out_of_earlier_versions
+        _logger.warning(
+            f'The run in {folder} is of an earlier version, which did not record its images: if {args.data_dir} has '
+            'changed since then, images that it trained on may now be among those for validation.'
+        )
+    train, val, classes = open_folder(args.data_dir, args.train_split, args.val_split, args.val_fraction, draw)
+    _check_classes(args, classes_before or classes, classes)
+    split = split_of(train, val, args.data_dir)
+    if before:
+        before.check(split, folder, args.data_dir)
+    return Data(train, val, classes, split)
+
+
+def _describe_data(args: argparse.Namespace, data: Data) -> str:
+    held_out = 'held out' if data.train.reader.root == data.val.reader.root else data.val.reader.root
+    return (
+        f'{args.data_dir}: {len(data.classes)} classes, {len(data.train)} images to train, {len(data.val)} to validate '
+        f'({held_out})'
+    )
 
 
 def _check_classes(args: argparse.Namespace, before: list[str], classes: list[str]) -> None:
@@ -248,52 +178,101 @@ def _check_classes(args: argparse.Namespace, before: list[str], classes: list[st
     )
 
 
-def _create_model(args: argparse.Namespace, num_classes: int, pretrained: bool) -> torch.nn.Module:
-    try:
-        model = timm.create_model(
-            args.model,
-            pretrained=pretrained,
-            pretrained_cfg_overlay=dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path else None,
-            num_classes=num_classes,
-            drop_rate=args.drop,
-            drop_path_rate=args.drop_path,
-            **args.model_kwargs,
-        )
-    except (TypeError, KeyError) as e:
-        raise FinetuneError(f'Cannot create {args.model} with these options: {e}') from e
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing()
-    return model
+def _build(args: argparse.Namespace, data: Data, device: torch.device, folder: Path) -> Run:
+    """The model, its loss, its optimizer and its batches."""
+    utils.random_seed(args.seed, args.rank)
+    model = create_model(args, len(data.classes), pretrained=args.pretrained and not find_checkpoints(folder))
+    model.to(device=device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
+    loaders = _loaders(args, data, resolve_data_config(vars(args), model=model), device)
+    task = ClassificationTask(model, _criterion(args), device=device, verbose=False)
+    run = Run(args, folder, device, task, *loaders, create_optimizer_v2(model, **optimizer_kwargs(args)))
+    if device.type == 'cuda' if args.amp is None else args.amp:
+        run.autocast = partial(torch.autocast, device.type, getattr(torch, args.amp_dtype))
+        if args.amp_dtype == 'float16' and device.type == 'cuda':
+            run.scaler = utils.NativeScaler(device.type)
+    return run
 
 
-def _loaders(args, model, train, val, device):
-    """Loaders for training and validation, with the model's own mean, size and interpolation."""
-    config = resolve_data_config(vars(args), model=model)
-    mixup = args.mixup > 0 or args.cutmix > 0
-    # the last, smaller batch of an epoch is dropped: a data set smaller than one batch would train on nothing
-    batch_size = min(args.batch_size, len(train) // args.world_size)
-    batch_size -= batch_size % 2 if mixup else 0
+def _restore(run: Run) -> Path | None:
+    """Load the newest checkpoint of a run that is resumed, and wrap the model for averaging, compiling and DDP."""
+    args, checkpoint = run.args, None
+    if args.resume:
+        checkpoint, run.start = load_newest(run.folder, run.task, run.optimizer, run.scaler)
+    if args.model_ema:
+        run.task.setup_ema(decay=args.model_ema_decay, use_warmup=True)
+        if checkpoint:
+            load_task_ema_checkpoint(run.task, str(checkpoint))
+    if args.torchcompile:
+        run.task.compile(backend=args.torchcompile)
+    if args.distributed:
+        dist.barrier()  # all have read the checkpoint before the first of them writes one
+        run.task.prepare_distributed(device_ids=[run.device] if run.device.type == 'cuda' else None)
+    return checkpoint
+
+
+def _open_folder(run: Run, options: dict, split: Split, checkpoint: Path | None, stack: ExitStack) -> None:
+    """Prepare the folder of a run: its lock, its options and images, its log and checkpoints."""
+    args, folder = run.args, run.folder
+    module = run.task.get_trainable_module()
+    if not args.resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock_folder(folder))
+    if not run.start:
+        check_new(folder)
+        tensors = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+        # weights, two moments of the optimizer and the average; the last, the best and one that is being written
+        check_space(folder, tensors, (4 if args.model_ema else 3) * (args.checkpoint_hist + 2))
+    if args.log_wandb:
+        open_wandb(folder, options, stack)
+    if args.log_tensorboard:
+        run.tensorboard = open_tensorboard(folder, run.start)
+        stack.callback(run.tensorboard.close)
+    write_text(folder / 'split.json', split.as_text())
+    write_options(folder, options)  # last: what can be resumed has all of it
+    run.saver = utils.CheckpointSaver(
+        module, run.optimizer, amp_scaler=run.scaler, task=run.task, checkpoint_dir=str(folder),
+        recovery_dir=str(folder), max_history=args.checkpoint_hist,
+    )  # fmt: skip
+    restore_saver(run.saver, folder, checkpoint, run.start)
+
+
+def _batch_size(args: argparse.Namespace, images: int) -> int:
+    """Images in a batch of one process, fewer than asked for where there are few.
+
+    The last, smaller batch of an epoch is dropped: a data set smaller than one batch would train on nothing.
+    """
+    batch_size = min(args.batch_size, images // args.world_size)
+    batch_size -= batch_size % 2 if _mixes(args) else 0
     if batch_size < 2:
         raise FinetuneError(
-            f'A batch needs at least 2 images: there are {len(train)} to train, in {args.world_size} process(es), with '
+            f'A batch needs at least 2 images: there are {images} to train, in {args.world_size} process(es), with '
             f'--batch-size {args.batch_size}.'
         )
+    return batch_size
+
+
+def _loaders(args: argparse.Namespace, data: Data, config: dict, device: torch.device) -> tuple[Any, Any]:
+    """Loaders for training and validation, with the model's own mean, size and interpolation."""
     shared = dict(
         input_size=config['input_size'], mean=config['mean'], std=config['std'], interpolation=config['interpolation'],
         num_workers=args.workers, distributed=args.distributed, pin_memory=device.type == 'cuda', device=device,
     )  # fmt: skip
-    collate = FastCollateMixup(args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=model.num_classes)
+    collate = FastCollateMixup(args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=len(data.classes))
     loader = create_loader(
-        train, batch_size=batch_size, is_training=True, scale=args.scale, ratio=args.ratio, hflip=args.hflip,
-        vflip=args.vflip, color_jitter=args.color_jitter, auto_augment=args.aa, re_prob=args.reprob, re_mode='pixel',
-        collate_fn=collate if mixup else None, **shared,
+        data.train, batch_size=_batch_size(args, len(data.train)), is_training=True, scale=args.scale, ratio=args.ratio,
+        hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter, auto_augment=args.aa, re_prob=args.reprob,
+        re_mode='pixel', collate_fn=collate if _mixes(args) else None, **shared,
         persistent_workers=False,  # else random numbers continue over the epochs, which a resumed run could not repeat
     )  # fmt: skip
-    return loader, create_loader(val, batch_size=args.batch_size, crop_pct=config['crop_pct'], **shared)
+    return loader, create_loader(data.val, batch_size=args.batch_size, crop_pct=config['crop_pct'], **shared)
+
+
+def _mixes(args: argparse.Namespace) -> bool:
+    return args.mixup > 0 or args.cutmix > 0
 
 
 def _criterion(args: argparse.Namespace) -> torch.nn.Module:
-    if args.mixup > 0 or args.cutmix > 0:
+    if _mixes(args):
         return SoftTargetCrossEntropy()  # labels are smoothed where they are mixed
     return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else torch.nn.CrossEntropyLoss()
 
@@ -301,9 +280,10 @@ def _criterion(args: argparse.Namespace) -> torch.nn.Module:
 def _finish(run: Run) -> None:
     """Export the best weights, draw the curves, and say how to use the model."""
     model = run.folder / 'model'
-    export_run(run.folder, model)
     title = f'{run.args.model}, {run.args.data_dir}'
-    drawn = draw_curves(read_summary(run.folder / 'summary.csv'), run.folder / 'curves.png', title)
+    with saving(run.folder):
+        export_run(run.folder, model)
+        drawn = draw_curves(read_summary(run.folder / 'summary.csv'), run.folder / 'curves.png', title)
     print(
         f'{run.folder}: {run.best}; curves.png {"shows the run" if drawn else "needs: pip install matplotlib"}\n'
         f"use it: import timm, timm_attn; timm.create_model('local-dir:{model}', pretrained=True)\n"

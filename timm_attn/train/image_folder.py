@@ -1,16 +1,15 @@
 """A folder of images, one folder for each class, as timm datasets that are checked before training."""
 
 import logging
-import random
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
 
 from PIL import Image
-from timm.data import ImageDataset, create_dataset
+from timm.data import ImageDataset
 
-from ..image_files import IMAGE_EXTENSIONS, UNREADABLE
+from ..image_files import IMAGE_EXTENSIONS, UNREADABLE, check_regular, open_image
+from .split import Draw, Split, hold_out
 
 _logger = logging.getLogger(__name__)
 
@@ -22,8 +21,28 @@ class FolderError(ValueError):
     """A folder that cannot be trained on."""
 
 
+class FolderImages(ImageDataset):
+    """timm's dataset of a folder, which reads images as ``timm-attn predict`` does: upright, any mode as RGB."""
+
+    def __getitem__(self, index: int):
+        for _ in range(10):  # as timm's own: a file may have gone since the folder was checked
+            path, target = self.reader.samples[index]
+            try:
+                image = open_image(path)
+            except (OSError, ValueError) as e:
+                _logger.warning(f'Skipped, another image takes its place: {e}')
+                index = (index + 1) % len(self)
+            else:
+                return self.transform(image) if self.transform else image, target
+        raise FolderError(f'Ten images in a row cannot be read any more, the last is {path}.')
+
+
 def open_folder(
-    root: str | Path, train_split: str = 'train', val_split: str | None = None, val_fraction: float = 0.2
+    root: str | Path,
+    train_split: str = 'train',
+    val_split: str | None = None,
+    val_fraction: float = 0.2,
+    draw: Draw = hold_out,
 ) -> tuple[ImageDataset, ImageDataset, list[str]]:
     """Find the images for training and validation, with the same classes in the same order.
 
@@ -35,6 +54,7 @@ def open_folder(
         train_split: Name of the folder for training.
         val_split: Name of the folder for validation; if None, ``val`` or one of timm's synonyms.
         val_fraction: Share of each class that is held out where there is no folder for validation.
+        draw: How it is chosen.
 
     Returns:
         Training images, validation images, and the classes in the order of their indices.
@@ -69,8 +89,30 @@ def open_folder(
     else:
         val = copy(train)
         val.reader = copy(train.reader)
-        train.reader.samples, val.reader.samples = _hold_out(train.reader.samples, val_fraction, train_root)
+        held_out = draw(image_names(train, train_root), val_fraction)
+        if not held_out:
+            raise FolderError(
+                f'{train_root} has a single image of each class, too few to hold some out for validation.'
+            )
+        train.reader.samples, val.reader.samples = (
+            sorted(sample for sample in train.reader.samples if (_name(sample[0], train_root) in held_out) is of_val)
+            for of_val in (False, True)
+        )
     return train, val, classes
+
+
+def split_of(train: ImageDataset, val: ImageDataset, root: str | Path) -> Split:
+    """Names of the images of two datasets in their common folder."""
+    return Split(image_names(train, root), image_names(val, root))
+
+
+def image_names(dataset: ImageDataset, root: str | Path) -> list[str]:
+    """Names of the images of a dataset relative to a folder, with ``/`` on every system."""
+    return [_name(path, root) for path, _ in dataset.reader.samples]
+
+
+def _name(path: str, root: str | Path) -> str:
+    return Path(path).relative_to(root).as_posix()
 
 
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:
@@ -84,13 +126,18 @@ def _subfolders(root: Path) -> str:
 def _read(root: Path, classes: list[str] | None = None) -> ImageDataset:
     """Dataset of a folder that holds a folder of images for each class, in the order of ``classes`` if given."""
     try:
-        dataset = create_dataset('', str(root), search_split=False, input_key=';'.join(IMAGE_EXTENSIONS))
+        dataset = FolderImages(str(root), input_key=';'.join(IMAGE_EXTENSIONS))
     except RuntimeError:  # no file with the name of an image
         raise FolderError(
             f'There are no images in {root}. It needs a folder of images ({", ".join(IMAGE_EXTENSIONS)}) for each '
             f'class, such as {root / "daisy" / "1.jpg"}.'
         ) from None
     reader = dataset.reader
+    if all(Path(path).parent == root for path, _ in reader.samples):
+        raise FolderError(
+            f'{root} has images directly inside, as the folder of one class; did you mean its parent, '
+            f'{root.resolve().parent}? It needs a folder of images for each class.'
+        )
     for path, _ in reader.samples:
         name, *inside = Path(path).relative_to(root).parts
         if len(inside) != 1:  # timm would name the class after the innermost folder
@@ -99,6 +146,8 @@ def _read(root: Path, classes: list[str] | None = None) -> ImageDataset:
             raise FolderError(
                 f'{root / name} is hidden and contains images, which would become a class; move it elsewhere.'
             )
+        if any('\ud800' <= letter <= '\udfff' for letter in name):  # how Python reads bytes that are no text
+            raise FolderError(f'The class folder {str(root / name)!r} has a name that is not UTF-8; rename it.')
     if classes:
         own = list(reader.class_to_idx)
         unknown = [name for name in own if name not in classes]
@@ -118,35 +167,24 @@ def _read(root: Path, classes: list[str] | None = None) -> ImageDataset:
 
 
 def _readable(samples: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Leave out files that cannot be decoded to their end; some versions of timm would stop at them, hours later."""
-
-    def problem(sample):
-        try:
-            with Image.open(sample[0]) as image:
-                image.draft('RGB', (32, 32))  # JPEG: all of the file, at a small part of its size
-                image.load()
-        except UNREADABLE as e:
-            return str(e) or type(e).__name__
-
+    """Leave out files that cannot be decoded to their end, each with a warning that names it."""
     with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(problem, samples))
-    for (path, _), what in zip(samples, problems, strict=True):
-        if what:
-            _logger.warning(f'Left out, cannot be read as an image: {path} ({what})')
-    return [sample for sample, what in zip(samples, problems, strict=True) if not what]
+        problems = list(pool.map(_problem, [path for path, _ in samples]))
+    for problem in filter(None, problems):
+        _logger.warning(f'Left out: {problem}')
+    return [sample for sample, problem in zip(samples, problems, strict=True) if not problem]
 
 
-def _hold_out(samples: list[tuple[str, int]], fraction: float, root: Path) -> tuple[list, list]:
-    """Split images into training and validation, each class alike and the same way each time."""
-    by_class = defaultdict(list)
-    for sample in samples:
-        by_class[sample[1]].append(sample)
-    train, val = [], []
-    for of_class in by_class.values():
-        random.Random(0).shuffle(of_class)
-        n = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
-        val += of_class[:n]
-        train += of_class[n:]
-    if not val:
-        raise FolderError(f'{root} has a single image of each class, too few to hold some out for validation.')
-    return sorted(train), sorted(val)
+def _problem(path: str) -> str | None:
+    """Why a file cannot be read as an image."""
+    try:
+        check_regular(path)
+        with Image.open(path) as image:
+            if image.format == 'JPEG':  # all of the file, at a small part of its size; any can be converted
+                image.draft('RGB', (32, 32))
+                image.load()
+                return None
+        open_image(path)
+    except UNREADABLE as e:
+        return str(e) if path in str(e) else f'{path} cannot be read as an image: {str(e) or type(e).__name__}'
+    return None

@@ -1,8 +1,14 @@
-"""The log of a training run, ``summary.csv`` as timm writes it: read it, cut it, draw it."""
+"""The log of a training run, ``summary.csv`` as timm writes it: read it, cut it, draw it.
+
+Epochs count from 0, as everywhere in timm.
+"""
 
 import csv
 import os
 from pathlib import Path
+
+COLUMNS = ('epoch', 'train_loss', 'train_time', 'eval_loss', 'eval_top1', 'eval_top5', 'eval_time', 'lr')
+"""Columns of the log of a fine-tuning run; the times are seconds, the learning rate is that of the last step."""
 
 
 def read_summary(path: Path) -> list[dict[str, float]]:
@@ -25,6 +31,8 @@ def read_summary(path: Path) -> list[dict[str, float]]:
 def cut_summary(path: Path, epochs: int) -> list[dict[str, float]]:
     """Remove the rows after a number of epochs, which a resumed run repeats.
 
+    The file gets today's columns; earlier versions did not log the time.
+
     Args:
         path: The ``summary.csv``.
         epochs: Epochs to keep.
@@ -38,7 +46,7 @@ def cut_summary(path: Path, epochs: int) -> list[dict[str, float]]:
         return rows
     part = path.with_suffix('.part')
     with part.open('w', newline='') as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+        writer = csv.DictWriter(file, COLUMNS, restval='nan', extrasaction='ignore')
         writer.writeheader()
         writer.writerows({**row, 'epoch': int(row['epoch'])} for row in rows)
     os.replace(part, path)
@@ -60,7 +68,7 @@ def draw_curves(rows: list[dict[str, float]], path: Path, title: str) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    epochs = [row['epoch'] + 1 for row in rows]
+    epochs = [row['epoch'] for row in rows]
     figure = Figure(figsize=(9, 3.5), layout='constrained')
     loss, accuracy = figure.subplots(1, 2)
     loss.plot(epochs, [row['train_loss'] for row in rows], label='training')
