@@ -16,7 +16,7 @@ from torch import nn
 from .axes import axis_means, fixed_size, gate_axes, gate_own
 from .registry import Attention, register_attention
 
-for _name in ('axis_means', 'gate_axes', 'gate_own', 'window_pool'):  # leaves of every torch.fx tracer
+for _name in ('_within_range', 'axis_means', 'gate_axes', 'gate_own', 'window_pool'):  # leaves of every torch.fx tracer
     torch.fx.wrap(_name)
 
 SCSA_POOLS = ('avg', 'max', 'recombination')
@@ -37,8 +37,11 @@ def window_pool(x: torch.Tensor, window: int, mode: str) -> torch.Tensor:
     H, W = fixed_size(x.shape[2]), fixed_size(x.shape[3])
     if mode == 'recombination':
         x = F.pad(x, [0, max(window - W, 0), 0, max(window - H, 0)])
-        H, W = max(H, window) // window * window, max(W, window) // window * window
-        return F.pixel_unshuffle(x[:, :, :H, :W], window)
+        rows, columns = max(H, window) // window, max(W, window) // window
+        x = x[:, :, : rows * window, : columns * window]
+        # pixel_unshuffle, which returns an empty batch as it is
+        x = x.reshape(x.shape[0], x.shape[1], rows, window, columns, window)
+        return x.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
     kernel = [min(window, H), min(window, W)]
     return F.max_pool2d(x, kernel, kernel) if mode == 'max' else F.avg_pool2d(x, kernel, kernel)
 

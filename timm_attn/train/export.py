@@ -11,10 +11,11 @@ from pathlib import Path
 import timm
 import torch
 import yaml
-from timm.data import create_dataset, resolve_data_config
+from timm.data import create_dataset
 from timm.models import load_checkpoint, save_for_hf
 from torch import nn
 
+from ..export_formats import image_config
 from ..weights.convert import explain_unreadable
 
 _OF_THE_SOURCE = (
@@ -151,8 +152,7 @@ def load_run(
         raise
     label_names = label_names or args.get('class_names') or _classes_of_folder(args, model.num_classes)
     cfg = {k: v for k, v in model.pretrained_cfg.items() if k not in _OF_THE_SOURCE}
-    data_config = resolve_data_config(args, model=model)
-    model.pretrained_cfg = {**cfg, **data_config, 'num_classes': model.num_classes}
+    model.pretrained_cfg = {**cfg, **image_config(model, args), 'num_classes': model.num_classes}
     name_classes(model, label_names)
     return model, model_args
 
