@@ -5,10 +5,11 @@ keys alone, so that it can be applied to every checkpoint and twice to the same 
 """
 
 import logging
+import os
+import pickle
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from timm.models import clean_state_dict, load_state_dict
@@ -114,7 +115,7 @@ def checkpoint_filter_fn(
     ignore = head_keys(model) if not with_head or has_new_head(model) else ()
     # The stem may still be converted to another number of input channels.
     stem = (f'{_cfg(model).get("first_conv")}.weight',)
-    check = partial(describe_misfit, model=model, ignore=ignore, any_shape=stem)
+    check = partial(describe_misfit, model=model, ignore=ignore, any_channels=stem)
     attention = attention_keys(model)
     is_plain = bool(attention) and attention.isdisjoint(renamed)
     if is_plain:
@@ -124,8 +125,8 @@ def checkpoint_filter_fn(
             if strict:
                 raise CheckpointError(f'These weights of a plain backbone fit no warm start: {e}') from e
             is_plain = False
-    message = check(renamed)
-    if strict and message is not None:
+    message = (check(renamed) or _describe_values(renamed, model, ignore)) if strict else None
+    if message is not None:
         raise CheckpointError(message)
     if is_plain:
         _logger.info(f'{_name(model)}: weights of the plain backbone; the attention starts as an exact identity.')
@@ -133,7 +134,7 @@ def checkpoint_filter_fn(
 
 
 def describe_misfit(
-    state_dict: dict, model: nn.Module, ignore: tuple[str, ...] = (), any_shape: tuple[str, ...] = ()
+    state_dict: dict, model: nn.Module, ignore: tuple[str, ...] = (), any_channels: tuple[str, ...] = ()
 ) -> str | None:
     """Message on what keeps a state dict from being loaded, None if it fits."""
     own = {k: v.shape for k, v in model.state_dict().items() if k not in ignore}
@@ -141,7 +142,12 @@ def describe_misfit(
     # torch fills in the counter of batch norm, which old checkpoints lack
     missing = [k for k in own if k not in given and not k.endswith('.num_batches_tracked')]
     unexpected = [k for k in given if k not in own]
-    misshaped = [k for k in own if k in given and k not in any_shape and own[k] != given[k]]
+    misshaped = [
+        k
+        for k in own
+        if k in given and own[k] != given[k]
+        if k not in any_channels or _without_channels(given[k]) != _without_channels(own[k])
+    ]
     if not (missing or unexpected or misshaped):
         return None
     wrong = {'missing': missing, 'unexpected': unexpected}
@@ -153,9 +159,27 @@ def describe_misfit(
     return f'This checkpoint does not fit {_name(model)}. Tensors: {", ".join(parts)}. {hint}'
 
 
+def _without_channels(shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    return None if shape is None else (*shape[:1], *shape[2:])
+
+
+def _describe_values(state_dict: dict[str, torch.Tensor], model: nn.Module, ignore: tuple[str, ...]) -> str | None:
+    """Message on tensors that fit in name and shape but hold no values for the model, None if there are none."""
+    own = model.state_dict()
+    given = {k: v for k, v in state_dict.items() if k in own and k not in ignore and own[k].is_floating_point()}
+    if odd := [k for k, v in given.items() if not v.is_floating_point() or v.layout != torch.strided or v.is_meta]:
+        return f'{len(odd)} tensors of this checkpoint are not dense floating point numbers ({_some(odd)}).'
+    if odd := [k for k, v in given.items() if not v.float().isfinite().all()]:
+        return (
+            f'This checkpoint holds values that are not finite, in {len(odd)} tensors ({_some(odd)}): its training '
+            'diverged, or it is damaged. Take an earlier one; pretrained_strict=False loads it as it is.'
+        )
+    return None
+
+
 def _some(items: list[str], separator: str = ', ', most: int = 3) -> str:
     more = f'{separator}and {len(items) - most} more' if len(items) > most else ''
-    return separator.join(items[:most]) + more
+    return separator.join(item[:200] for item in items[:most]) + more
 
 
 def _shape(shape) -> str:
@@ -207,17 +231,32 @@ def explain_unreadable(path: str) -> None:
     Raises:
         CheckpointError: If the file itself is the reason; returns where it can be read.
     """
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise CheckpointError(f'There is no checkpoint at {path!r}.')
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise CheckpointError(f"{path!r} is a directory, not a checkpoint file. Load a model folder by 'local-dir:'.")
+    if not os.path.isfile(path):
+        raise CheckpointError(f'{path!r} is no regular file.')
     try:
         load_state_dict(path, weights_only=True)
+        return
     except Exception as e:
-        raise CheckpointError(
-            f'Cannot read the checkpoint {path!r}: it is truncated or damaged, not a checkpoint, or would run code '
-            f'when loaded, which is refused. Fetch it again, or ask its author for a safetensors file. ({e})'
-        ) from e
+        reason = _why_unreadable(e)
+    # Not chained: torch and timm advise to load the file with code and all.
+    raise CheckpointError(
+        f'Cannot read the checkpoint {path!r}: {reason}. Fetch it again, or ask its author for a safetensors file.'
+    ) from None
+
+
+def _why_unreadable(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError):
+        found = re.search(r'Unsupported globals?: (?:GLOBAL )?([\w.]+(?:, [\w.]+)*)', f'{error} {error.__cause__}')
+        refers = f'it refers to {found[1][:200]}' if found else 'or it is damaged'
+        return f'loading it could run code, which is refused ({refers})'
+    if 'weights_only' in str(error):
+        return 'it is a TorchScript archive, or of a format that could run code when loaded, which is refused'
+    lines = str(error).splitlines()[:1] or ['']
+    return f'it is truncated, damaged, or not a checkpoint ({type(error).__name__}: {lines[0][:200]})'
 
 
 def substitute(*rules: tuple[str, str | Callable[[re.Match], str]]) -> Callable[[str], str]:
