@@ -76,7 +76,7 @@ def _files_below(folder: str) -> Iterator[str]:
                 if entry.name.startswith('.'):
                     continue
                 name = str(Path(entry.path))
-                if entry.is_dir():
+                if os.path.isdir(name):  # False for a link that leads to itself, where the entry's raises
                     stack.append((name, above | {real}))
                 else:
                     yield name

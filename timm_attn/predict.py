@@ -12,7 +12,7 @@ from timm.models import load_state_dict
 from torch import nn
 from tqdm import tqdm
 
-from .image_files import MAX_PIXELS, read_image
+from .image_files import MAX_PIXELS, check_regular, read_image
 from .model_config import check_source
 from .models.base import ZooModel
 from .weights import CheckpointError, DownloadError
@@ -66,8 +66,10 @@ def _pretrained(name: str) -> nn.Module:
 
 def _from_checkpoint(name: str, checkpoint: str, num_classes: int | None) -> nn.Module:
     model_args = dict(num_classes=num_classes) if num_classes else {}
-    if os.path.exists(checkpoint) and not os.path.isdir(checkpoint) and not os.path.isfile(checkpoint):
-        raise ValueError(f'{checkpoint!r} is not a regular file')
+    if os.path.exists(checkpoint) and not os.path.isdir(checkpoint):
+        check_regular(checkpoint)
+    elif not os.path.isfile(checkpoint):
+        explain_unreadable(checkpoint)
     try:
         model = timm.create_model(name, checkpoint_path=checkpoint, **model_args)
     except CheckpointError:

@@ -1,7 +1,9 @@
 """What several subcommands share: their parser, the name of a model, safe text, and files written whole."""
 
 import argparse
+import csv
 import difflib
+import io
 import os
 import re
 import sys
@@ -150,6 +152,16 @@ def write_whole(path: str, write: Callable[[Path], object]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def to_csv(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV, with a line feed after each."""
+    lines = []
+    for row in rows:
+        line = io.StringIO()
+        csv.writer(line).writerow(row)  # its default end of a line makes it quote carriage returns, too
+        lines.append(line.getvalue().removesuffix('\r\n') + '\n')
+    return ''.join(lines)
 
 
 _FINETUNE = 'timm-attn finetune --pretrained-path PATH'

@@ -1,15 +1,13 @@
 """``timm-attn evaluate``."""
 
 import argparse
-import csv
-import io
 import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from .classifier import add_model_options, check_model_options, load_model, plural
-from .common import MAX_LABEL, UsageError, add_command, check_output, printable, write_whole
+from .common import MAX_LABEL, UsageError, add_command, check_output, printable, to_csv, write_whole
 
 _MOST_ROWS = 30  # classes to print; of more, the worst
 _MOST_COLUMNS = 12  # classes to print the confusion matrix of
@@ -113,14 +111,11 @@ def _json(result, about: dict) -> str:
 
 
 def _csv(result, about: dict) -> str:
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator='\n')
-    rows.writerow(['image', 'true', 'predicted', 'probability', 'correct'])
+    rows: list[tuple] = [('image', 'true', 'predicted', 'probability', 'correct')]
     for p in result.predictions:
-        first = p['classes'][0]
-        true = result.labels[p['true']]
-        rows.writerow([p['image'], true, first['label'], first['probability'], int(first['index'] == p['true'])])
-    return table.getvalue()
+        first, true = p['classes'][0], result.labels[p['true']]
+        rows.append((p['image'], true, first['label'], first['probability'], int(first['index'] == p['true'])))
+    return to_csv(rows)
 
 
 def _plot(result, path: Path, name: str) -> None:

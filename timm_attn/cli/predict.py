@@ -1,15 +1,13 @@
 """``timm-attn predict``."""
 
 import argparse
-import csv
-import io
 import json
 import sys
 from pathlib import Path
 
 from ..train.options import positive_int
 from .classifier import add_model_options, check_model_options, load_model, plural
-from .common import MAX_LABEL, UsageError, add_command, check_output, printable, write_whole
+from .common import MAX_LABEL, UsageError, add_command, check_output, printable, to_csv, write_whole
 
 
 def add_parsers(commands) -> None:
@@ -75,16 +73,14 @@ def _format(style: str, results: list[dict], model: str, checkpoint: str, escape
     if style == 'json':
         return json.dumps(dict(model=model, checkpoint=checkpoint or None, predictions=results), indent=2) + '\n'
     if style == 'csv':
-        table = io.StringIO()
-        rows = csv.writer(table, lineterminator='\n')
-        rows.writerow(['image', 'rank', 'index', 'label', 'probability'])
+        rows: list[tuple] = [('image', 'rank', 'index', 'label', 'probability')]
         for result in results:
             for rank, c in enumerate(result['classes'], start=1):
-                row = [result['image'], rank, c['index'], c['label'], c['probability']]
-                rows.writerow(
-                    [printable(cell, MAX_LABEL) if escape and isinstance(cell, str) else cell for cell in row]
-                )
-        return table.getvalue()
+                image, label = result['image'], c['label']
+                if escape:
+                    image, label = printable(image), printable(label, MAX_LABEL)
+                rows.append((image, rank, c['index'], label, c['probability']))
+        return to_csv(rows)
     lines = []
     for result in results:
         lines.append(printable(result['image']))
