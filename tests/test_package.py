@@ -238,6 +238,117 @@ def test_predict_honours_the_orientation(photo, tmp_path):
     assert first['classes'] == second['classes']
 
 
+def test_predict_says_what_the_network_is(photo, tmp_path):
+    done = cli('predict', str(photo), '--model', 'csa_resnet20_cifar', '--json', cwd=tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(
+        r'csa_resnet20_cifar\.cifar10: 10 classes of CIFAR-10.*, 32 px, 0\.27 M parameters, '
+        r'top-1 [\d.]+ % on its test images \(measured\)',
+        line,
+    )
+    json.loads(done.stdout)  # is not part of it
+
+
+def test_predict_draws_a_grid(photo, tmp_path):
+    cli('predict', str(photo), str(photo), '--model', 'csa_resnet20_cifar', '--grid', 'grid.png', cwd=tmp_path)
+    with Image.open(tmp_path / 'grid.png') as grid:
+        assert grid.width > 2 * grid.height * 0.8
+        assert len(grid.getcolors(10**6)) > 10
+
+
+@pytest.mark.parametrize(('mode', 'scale', 'suffix'), [('I;16', 257, 'png'), ('F', 1 / 255, 'tiff'), ('I', 1, 'tiff')])
+def test_predict_converts_grey_of_more_than_eight_bits(mode, scale, suffix, photo, tmp_path):
+    grey = Image.open(photo).convert('L')
+    grey.save(tmp_path / 'grey.png')
+    wide = grey.convert('F' if mode == 'F' else 'I').point(lambda v: v * scale + 0)
+    wide.convert(mode).save(tmp_path / f'wide.{suffix}')
+    done = cli('predict', 'grey.png', f'wide.{suffix}', '--model', 'csa_resnet20_cifar', '--json', cwd=tmp_path)
+    first, second = json.loads(done.stdout)['predictions']
+    assert first['classes'] == second['classes']
+
+
+def saved_model(folder, **changes):
+    """A folder with three classes, and changes to its config."""
+    model = timm.create_model('csa_resnet20_cifar', num_classes=3)
+    timm.models.save_for_hf(model, folder, model_config=dict(label_names=['a', 'b', 'c']), safe_serialization=True)
+    config = json.loads((folder / 'config.json').read_text())
+    config['pretrained_cfg'] |= changes.pop('pretrained_cfg', {})
+    (folder / 'config.json').write_text(json.dumps(config | changes))
+    return model
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(num_classes=7), 'num_classes is 7, but num_classes in model_args is 3'),
+        (dict(num_classes=None), 'num_classes is absent'),
+        (dict(num_classes=7, model_args={}, label_names=None), 'trained for 3 classes, not as its config.json says'),
+        (dict(label_names=['a', 'b']), 'label_names has 2 names for 3 classes'),
+        (dict(model_args=dict(pretrained_strict=False)), 'model_args may not contain pretrained_strict'),
+        (dict(pretrained_cfg=dict(std=[0, 0, 0])), 'std is'),
+        (dict(pretrained_cfg=dict(crop_pct=1e-9)), 'crop_pct is 1e-09'),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
+def test_a_folder_whose_config_is_wrong(changes, message, photo, tmp_path):
+    """A number of classes that is not that of the weights would make the classifier random."""
+    saved_model(tmp_path / 'mine', **changes)
+    done = cli('predict', str(photo), '--model', 'local-dir:mine', cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ''
+
+
+def test_weights_that_are_not_numbers(photo, tmp_path):
+    model = saved_model(tmp_path / 'mine')
+    model.classifier.bias.data[1] = float('nan')
+    torch.save(model.state_dict(), tmp_path / 'nan.pth')
+    options = ('--model', 'csa_resnet20_cifar', '--checkpoint', 'nan.pth', '--num-classes', '3')
+    done = cli('predict', str(photo), *options, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert 'nan.pth' in done.stderr
+    assert 'classifier.bias' in done.stderr
+
+
+@pytest.mark.parametrize('args', [['photo.png', '--checkpoint', ''], ['photo.png', '--model='], ['']])
+def test_an_empty_argument_is_an_error(args, photo, tmp_path):
+    done = cli('predict', *args, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert 'is empty' in done.stderr
+    assert 'usage: timm-attn predict' in done.stderr
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.jpg')
+    done = cli('predict', 'pipe.jpg', '--model', 'csa_resnet20_cifar', cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: 'pipe.jpg' is a named pipe, not a regular file.\n")
+
+
+def test_an_unknown_option_names_the_nearest(tmp_path):
+    for option in ('--check', '--chekpoint', '--checkpoints=x'):  # abbreviations are not guessed
+        done = cli('predict', 'photo.png', option, 'x', cwd=tmp_path, check=False)
+        assert done.returncode == 2
+        assert 'did you mean --checkpoint?' in done.stderr
+        assert 'usage: timm-attn predict' in done.stderr
+
+
+def test_info_of_a_model_of_timm(tmp_path):
+    out = cli('info', 'resnet18', cwd=tmp_path).stdout
+    assert 'not of this package' in out
+    assert re.search(r'^params +11689512$', out, re.M)
+    assert re.search(r'^weights +a1_in1k$', out, re.M)
+
+
+def test_an_interruption_ends_with_130(photo, tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('timm_attn.predict.load_classifier', interrupt)
+    done = cli('predict', str(photo), '--model', 'csa_resnet20_cifar', cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (130, 'error: interrupted\n')
+
+
 def test_recipe(tmp_path):
     assert 'csa_resnet_in1k' in cli('recipe', cwd=tmp_path).stdout
     printed = cli('recipe', 'finetune', cwd=tmp_path).stdout
@@ -316,6 +427,14 @@ BAD_COMMANDS = {
     'no command': ([], 'usage'),
     'unknown command': (['train'], 'invalid choice'),
     'no match': (['list', 'vit*'], 'csa_resnet50'),
+    'near miss of list': (['list', 'csa_resnett50'], 'did you mean csa_resnet50'),
+    'unknown tag of timm': (['info', 'resnet18.x'], 'resnet18.a1_in1k'),
+    'any weights without network': (['predict', 'photo.png', '--model', 'resnet18'], '--model csa_resnet20_cifar'),
+    'advice in options': (['predict', 'photo.png', '--model', 'resnet18'], '(--checkpoint PATH)'),
+    'no folder to evaluate': (['evaluate', 'absent', '--model', 'csa_resnet20_cifar'], 'does not exist'),
+    'nothing to evaluate': (['evaluate', 'bare', '--model', 'csa_resnet20_cifar'], 'no folders'),
+    'no split': (['evaluate', '.', '--split', 'val', '--model', 'csa_resnet20_cifar'], "no folder 'val'"),
+    'other classes': (['evaluate', '.', '--model', 'csa_resnet20_cifar'], 'not named as a class'),
     'near miss': (['info', 'csa_resnet5'], 'csa_resnet50'),
     'unknown tag': (['info', 'csa_resnet20_cifar.in1k'], 'csa_resnet20_cifar.cifar10'),
     'predict without network': (['predict', 'photo.png'], '--model csa_resnet20_cifar'),
@@ -374,6 +493,7 @@ def test_bad_input_is_one_clear_message(case, photo, tmp_path):
     process = cli(*args, cwd=tmp_path, check=False)
     assert process.returncode == 2, process.stderr
     assert 'Traceback' not in process.stderr
+    assert 'pretrained_cfg_overlay' not in process.stderr
     assert message in process.stderr
     assert process.stdout == ''
 

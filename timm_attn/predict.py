@@ -1,6 +1,7 @@
 """Classify images: load a model with its labels, and rank the classes of each image."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -53,8 +54,13 @@ def load_classifier(name: str, checkpoint: str = '', num_classes: int | None = N
 def _pretrained(name: str) -> nn.Module:
     try:
         model = timm.create_model(name, pretrained=True)
-    except (CheckpointError, DownloadError):
+    except DownloadError:
         raise
+    except CheckpointError as e:
+        if ':' not in name:
+            raise
+        of_config = r'trained for \1 classes, not as its config.json says.'  # there is no argument to mend it with
+        raise CheckpointError(re.sub(r'trained for (\d+) classes: .*', of_config, str(e))) from e
     except Exception as e:
         if ':' not in name or isinstance(e, OSError):
             raise
