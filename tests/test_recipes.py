@@ -81,12 +81,8 @@ def test_finetune_speaks_train_py(options):
     parser = argparse.ArgumentParser(add_help=False)
     add_arguments(parser)
     own = {action.dest for action in parser._actions}
-    assert own - set(options) == {
-        'config',
-        'val_fraction',
-        'patience',
-        'log_tensorboard',
-    }  # train.py parses --config before all others
+    # train.py parses --config before all others
+    assert own - set(options) == {'config', 'val_fraction', 'patience', 'log_tensorboard'}
     recipe = yaml.safe_load(recipe_path('finetune').read_text())
     assert CONSTANT.keys() <= set(options)
     defaults = {**CONSTANT, **vars(parser.parse_args([]))}

@@ -131,19 +131,23 @@ def saving(folder: Path):
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-_WRITERS = re.compile('PytorchStreamWriter|inline_container|os error (27|28|122)')
+_WRITERS = re.compile('PytorchStreamWriter|inline_container|iostream error|os error (27|28|122)')
 """torch's writer and that of safetensors, which hide the number of the error: they fail where there is no space."""
 
 
 def _advice(error: Exception, folder: Path) -> str:
     """What happened to a folder, and the next step."""
-    resume = f'resume with: timm-attn finetune --resume {folder}'
+    command = f'timm-attn finetune --resume {folder}'
     reason = str(error).splitlines()[0]
     code = getattr(error, 'errno', None)
     if not folder.exists() and isinstance(error, FileNotFoundError | RuntimeError):
-        return f'it was deleted or renamed. Start a new run, or give it back its name and {resume}'
+        return f'it was deleted or renamed. Start a new run, or give it back its name and resume with: {command}'
     if code in _FORBIDDEN or (not code and folder.exists() and not os.access(folder, os.W_OK)):
         return f'no permission ({reason}). Allow it, or name another --output.'
     if code in _FULL or _WRITERS.search(str(error)):
-        return f'no space ({reason}). What was saved before is complete: free some space, then {resume}'
-    return f'{reason}. What was saved before is complete: {resume}'
+        problem, step = f'no space ({reason})', 'free some space, then '
+    else:
+        problem, step = reason, ''
+    if not os.path.isfile(folder / 'args.yaml'):
+        return f'{problem}. Nothing was saved: {step}start again, or name another --output.'
+    return f'{problem}. What was saved before is complete: {step}resume with: {command}'

@@ -264,7 +264,9 @@ def _loaders(args: argparse.Namespace, data: Data, config: dict, device: torch.d
         re_mode='pixel', collate_fn=collate if _mixes(args) else None, **shared,
         persistent_workers=False,  # else random numbers continue over the epochs, which a resumed run could not repeat
     )  # fmt: skip
-    return loader, create_loader(data.val, batch_size=args.batch_size, crop_pct=config['crop_pct'], **shared)
+    return loader, create_loader(
+        data.val, batch_size=min(args.batch_size, len(data.val)), crop_pct=config['crop_pct'], **shared
+    )
 
 
 def _mixes(args: argparse.Namespace) -> bool:

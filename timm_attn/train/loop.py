@@ -74,8 +74,8 @@ class Run:
             metrics = self.validate()
             if not math.isfinite(metrics['loss']):
                 raise FinetuneError(
-                    f'The loss on the validation images became {metrics["loss"]} in epoch {epoch}: try a smaller --lr, '
-                    '--clip-grad 1 or --no-amp.'
+                    f'The loss on the validation images became {metrics["loss"]} in epoch {epoch}: try a smaller --lr or '
+                    f'--clip-grad 1{"" if self.autocast is nullcontext else ", or --no-amp"}.'
                 )
             metrics['time'] = round(time.perf_counter() - trained, 3)
             self.scheduler.step(epoch + 1, metrics['top1'])

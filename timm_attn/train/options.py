@@ -200,6 +200,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
         raise FinetuneError(f"{args.config} has values that only timm's train.py knows: {', '.join(changed)}.")
     parser.set_defaults(**run | {key: value for key, value in config.items() if key not in {*_OF_A_RUN, *CONSTANT}})
     args = parser.parse_args(argv, argparse.Namespace(**constant))
+    if odd := [key for key, value in vars(args).items() if value == []]:  # what argparse makes of --epochs=--
+        raise FinetuneError(f'--{odd[0].replace("_", "-")} has no value.')
     for key in _KEPT:
         if key in run and run[key] != getattr(args, key):
             raise FinetuneError(f'The run in {args.resume} has {key}: {run[key]}. Start a new run to change it.')
