@@ -73,9 +73,10 @@ class Run:
             train = dict(loss=loss, time=round(trained - clock, 3))
             metrics = self.validate()
             if not math.isfinite(metrics['loss']):
+                advice = '--clip-grad 1' if self.autocast is nullcontext else '--no-amp'
                 raise FinetuneError(
-                    f'The loss on the validation images became {metrics["loss"]} in epoch {epoch}: try a smaller --lr or '
-                    f'--clip-grad 1{"" if self.autocast is nullcontext else ", or --no-amp"}.'
+                    f'The loss on the validation images became {metrics["loss"]} in epoch {epoch}: try a smaller --lr '
+                    f'or {advice}.'
                 )
             metrics['time'] = round(time.perf_counter() - trained, 3)
             self.scheduler.step(epoch + 1, metrics['top1'])
