@@ -6,6 +6,6 @@ source "$(dirname "$0")/env.sh"
 ensure_env demo,test
 if [ "${1:-}" = --all ]; then
     shift
-    set -- -m 'slow or not slow' "$@"
+    set -- -m 'not exhaustive' "$@"
 fi
 exec "$PYTHON" -m pytest -n 2 --dist worksteal "$@"

@@ -10,6 +10,8 @@ from test_models import MODELS, image, wake_up
 from test_models import close as close_to
 from timm.models import model_entrypoint
 
+import timm_attn
+
 close = partial(close_to, tolerance=1e-4)
 
 
@@ -46,9 +48,19 @@ def test_jit_script(model_and_image, tmp_path):
 @every_model
 def test_jit_trace(model_and_image):
     model, x, expected = model_and_image
+    traced = torch.jit.trace(model, x)  # with gradients, as converters do; checked by a second trace without them
     with torch.no_grad():
-        traced = torch.jit.trace(model, x, check_trace=False)
         close(traced(x[:1]), expected[:1])
+
+
+@every_model_slowly
+def test_portable(model_and_image):
+    """Operations of PyTorch only, for converters and for runtimes without Python."""
+    model, x, expected = model_and_image
+    program = torch.export.export(timm_attn.optimize(model, portable=True), (x,)).run_decompositions({})
+    names = {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
+    assert not any('timm_attn' in name or 'diagonal' in name or 'eye' in name for name in names)
+    close(program.module()(x), expected)
 
 
 @every_model_slowly
@@ -70,30 +82,51 @@ def test_compile_without_graph_breaks(model_and_image):
         close(compiled(x[:2]), expected[:2])
 
 
-@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-@every_model_slowly
-def test_compiled_equals_eager(model_and_image, layout):
+def compare_with_eager(model, x, layout, backend):
     """Values and gradients, in both layouts: no kernel may be chosen by other strides than those that arrive."""
-    model, x, _ = model_and_image
     model.to(memory_format=layout)
     x = x[:, :, :64, :64].contiguous(memory_format=layout)
-    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     with torch.no_grad():
         close(compiled(x), model(x))
     model.train().drop_rate = 0.0  # dropout would draw other numbers
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    grads = []
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.0  # both forward passes start from the same statistics
+    values, grads = [], []
     for forward in (compiled, model):
         model.zero_grad()
-        forward(x).square().mean().backward()
+        y = forward(x)
+        y.square().mean().backward()
+        values.append(y.detach())
         grads.append({key: p.grad for key, p in model.named_parameters()})
+    close(*values)
     for key, grad in grads[1].items():
         scale = grad.abs().max().item()
         torch.testing.assert_close(
             grads[0][key], grad, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, key=key: f'{key}: {m}'
         )
+
+
+each_layout = pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+
+
+@each_layout
+@every_model_slowly
+def test_compiled_equals_eager(model_and_image, layout):
+    compare_with_eager(*model_and_image[:2], layout, 'aot_eager')
+
+
+@each_layout
+@pytest.mark.parametrize(
+    'model_and_image',
+    [pytest.param(n, marks=pytest.mark.slow if n in SMALLEST.values() else pytest.mark.exhaustive) for n in MODELS],
+    indirect=True,
+)
+def test_default_backend_equals_eager(model_and_image, layout):
+    compare_with_eager(*model_and_image[:2], layout, 'inductor')
 
 
 @pytest.mark.slow
@@ -104,14 +137,6 @@ def test_compiled_training_step_under_autocast(model_and_image):
     with torch.autocast('cpu', torch.bfloat16):
         compiled(x[:, :, :64, :64]).float().square().mean().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('model_and_image', SMALLEST.values(), indirect=True)
-def test_compile_with_the_default_backend(model_and_image):
-    model, x, expected = model_and_image
-    with torch.no_grad():
-        close(torch.compile(model, fullgraph=True)(x), expected)
 
 
 @pytest.mark.slow

@@ -86,6 +86,47 @@ def test_csa_scale_does_not_matter(mode):
     torch.testing.assert_close(csa_descriptor(x.float() * 1e-12, mode), csa_descriptor(x.float(), mode))
 
 
+@pytest.mark.parametrize('mode', CSA_MODES)
+@pytest.mark.parametrize('magnitude', [1e-30, 1e-13, 1e-12, 1e18, 1e30])
+def test_csa_of_any_magnitude(mode, magnitude):
+    """Training from a norm of weight zero passes through the smallest numbers."""
+    results = []
+    for x in (torch.randn(1, 64, 7, 7), torch.zeros(1, 64, 7, 7)):
+        small, exact = (x * magnitude).requires_grad_(), x.double().requires_grad_()
+        q, expected = csa_descriptor(small, mode), csa_descriptor(exact, mode)
+        (q**3).sum().backward()
+        (expected**3).sum().backward()
+        results += [(q, expected), (small.grad * magnitude, exact.grad)]
+    for actual, expected in results:
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize('mode', ['hybrid', 'l2'])
+def test_csa_of_channels_with_a_common_offset(mode):
+    x = torch.randn(4, 64, 7, 7) + 300
+    z = torch.randn(4, 64)
+    expected, mean_dist = csa_neighbours(x.double(), z.double(), mode)
+    sums, means = csa_neighbours(x, z, mode)
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(means.double(), mean_dist, rtol=1e-5, atol=0)
+    torch.testing.assert_close(csa_neighbours_at_scale(x, z, means, mode).double(), expected, rtol=1e-5, atol=1e-5)
+    beside_others = csa_neighbours(torch.cat([torch.randn(2, 64, 7, 7), x]), z[[0, 0, 0, 1, 2, 3]], mode)[0]
+    assert torch.equal(beside_others[2:], sums)  # the choice is made for each image
+
+
+@each_attention
+@pytest.mark.parametrize('magnitude', [1e-30, 1e15, 1e20, 1e30])
+def test_extreme_maps_are_finite(attn, magnitude):
+    layer = attn(16).eval()
+    x = (torch.randn(2, 16, 9, 8) * magnitude).requires_grad_()
+    y = layer(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
 def test_csa_gradient_holds_the_weights_constant():
     # Adding a constant to a whole channel moves its mean. With the weights v held constant, finite differences of
     # the formula give the gradient that the layer must have; gradcheck confirms the formula's own.
@@ -232,6 +273,7 @@ def test_scsa_pools(pool_type, size):
     layer(x).sum().backward()
     assert x.grad.isfinite().all()
     assert all(p.grad is not None for p in layer.parameters())
+    assert layer(x[:0]).shape == (0, 16, size, size)
 
 
 def test_scsa_attention_dropout_acts_in_training_only():

@@ -95,7 +95,7 @@ def maps():
 
 MAPS = maps()
 
-# Gates behind no norm saturate on large maps: their gradient is exp(-y), with the rounding of a large y in the exponent.
+# Gates behind no norm saturate on large maps: their gradient is exp(-y), and y, which is large, is rounded.
 SATURATED = dict(ca=30, cbam=30)
 
 # CSA compares the means of channels, and float32 rounds the mean of a channel as a whole, its offset included. Largest
