@@ -11,6 +11,7 @@ import json
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -24,11 +25,12 @@ LFS_ABOVE = 1000  # bytes; larger files and safetensors are stored as LFS object
 class Fault:
     """Misbehaviour for requests whose ``METHOD path`` matches, the given number of times.
 
-    It is an HTTP status, ``drop`` (half of the file, then silence), ``wrong size`` or ``wrong bytes``.
+    It is an HTTP status, ``drop`` (half of the file, then silence), ``wrong size``, ``wrong bytes``, or a
+    function of the handler that answers.
     """
 
     pattern: str
-    what: int | str
+    what: int | str | Callable
     times: int = 10_000
 
 
@@ -92,10 +94,10 @@ class Hub:
         kept = repo.commits[-1][2] if repo.commits else {}
         return repo.commit('added', {**kept, **{name.replace('__', '.'): data for name, data in files.items()}})
 
-    def fault(self, pattern: str, what: int | str, times: int = 10_000) -> None:
+    def fault(self, pattern: str, what: int | str | Callable, times: int = 10_000) -> None:
         self.faults.append(Fault(pattern, what, times))
 
-    def find_fault(self, request: str) -> int | str | None:
+    def find_fault(self, request: str) -> int | str | Callable | None:
         with self.lock:
             for fault in self.faults:
                 if fault.times and re.search(fault.pattern, request):
@@ -130,6 +132,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             with hub.lock:
                 hub.requests[request] += 1
             self.fault = hub.find_fault(request)
+            if callable(self.fault):
+                return self.fault(self)
             if isinstance(self.fault, int):
                 return self.send(self.fault, b'told to', retry_after='0')
             if self.path.startswith('/files/'):

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import traceback
 
 import pytest
 import timm
@@ -249,6 +250,37 @@ def test_unreadable_files(content, suffix, tmp_path):
     with pytest.raises((RuntimeError, EOFError, SafetensorError)):  # timm's own reader; it must refuse, too
         timm.create_model('csa_resnet20_cifar', checkpoint_path=str(path))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_reason_of_an_unreadable_file_is_ours(tmp_path):
+    """torch and timm advise to load with weights_only=False what they have just refused."""
+    torch.save({'a': RunsCode(tmp_path / 'code_was_run')}, tmp_path / 'code.pth')
+    with pytest.raises(CheckpointError, match=r'could run code, which is refused \(it refers to builtins\.eval\)') as e:
+        load_file('csa_resnet20_cifar', tmp_path / 'code.pth')
+    assert 'weights_only' not in ''.join(traceback.format_exception(e.value)).replace('weights_only=True)', '')
+
+
+def test_values_that_are_no_weights(tmp_path):
+    good = state_of('csa_resnet20_cifar')
+    for wrong, message in (
+        (torch.full_like(good['classifier.weight'], float('nan')), r'not finite, in 1 tensors \(classifier\.weight\)'),
+        (good['classifier.weight'].to(torch.complex64), 'not dense floating point'),
+        (good['classifier.weight'].to_sparse(), 'not dense floating point'),
+    ):
+        torch.save({**good, 'classifier.weight': wrong}, tmp_path / 'w.pth')
+        with pytest.raises(CheckpointError, match=message):
+            load_file('csa_resnet20_cifar', tmp_path / 'w.pth')
+    torch.save({**good, 'bn1.weight': good['bn1.weight'] / 0}, tmp_path / 'w.pth')
+    loaded = load_file('csa_resnet20_cifar', tmp_path / 'w.pth', pretrained_strict=False)
+    assert not loaded.bn1.weight.isfinite().all()
+    torch.save({**good, 'classifier.weight': wrong.to_dense() / 0}, tmp_path / 'w.pth')
+    load_file('csa_resnet20_cifar', tmp_path / 'w.pth', num_classes=3)  # the classifier is not taken
+
+
+def test_a_stem_may_only_have_other_channels(tmp_path):
+    save_file({**state_of('csa_resnet18'), 'conv1.weight': torch.zeros(64, 3, 5, 5)}, tmp_path / 'w.safetensors')
+    with pytest.raises(CheckpointError, match=r'conv1\.weight: 64x3x5x5 in the checkpoint, 64x3x7x7 in the model'):
+        load_file('csa_resnet18', tmp_path / 'w.safetensors')
 
 
 def test_paths_that_are_not_files(tmp_path):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,119 @@ except timm_attn.weights.DownloadError as e:
     out = python(code, hub, package, tmp_path, HF_HUB_OFFLINE='1')
     assert 'HF_HUB_OFFLINE is set' in out
     assert 'local-dir:PATH' in out
+
+
+def test_without_a_connection_the_answer_comes_at_once(package, hub, tmp_path):
+    """Without the retries of the Hub's client, which take half a minute and print a line each."""
+    code = """
+import time, timm, timm_attn
+from timm_attn.weights.download import explain_hub_failure
+time.sleep = lambda seconds: print('slept')
+for name in ('csa_resnet18', 'resnet18', 'hf-hub:timm/resnet18.a1_in1k'):
+    try:
+        with explain_hub_failure(name, pretrained=True):
+            timm.create_model(name, pretrained=True)
+    except timm_attn.weights.DownloadError as e:
+        print(e.offline, 'pretrained_cfg_overlay' in str(e))
+"""
+    process = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True,
+        env=environment(hub, package, tmp_path, HF_ENDPOINT='http://127.0.0.1:9'),
+    )  # fmt: skip
+    assert process.stdout == 'True True\n' * 3
+    assert not process.stderr
+
+
+def bounded(code, silence, grace):
+    bounds = (
+        f'http_file.SILENCE, http_file.GRACE, http_file.MIN_RATE, http_file.MAX_SIZE = {silence}, {grace}, 10**9, 10**6'
+    )
+    return f'from timm_attn.weights import http_file\n{bounds}\n{code}'
+
+
+def drips(handler):
+    handler.send(200, b'', Content_Length='100000')
+    for _ in range(300):
+        handler.wfile.write(b'x')
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def endless(handler):
+    handler.send(200, b'', Content_Length='')
+    for _ in range(100_000):
+        handler.wfile.write(bytes(10_000))
+
+
+@pytest.mark.parametrize(
+    ('fault', 'told'),
+    [
+        (lambda handler: time.sleep(3), 'timed out'),
+        (drips, 'TimeoutError: the server needs more than'),
+        (endless, 'it does not end after 1000000 bytes'),
+        (lambda handler: handler.send(200, b'', Content_Length=str(10**12)), f'it has {10**12} bytes'),
+    ],
+    ids=['silent', 'drips', 'endless', 'huge'],
+)
+def test_a_download_is_bounded(fault, told, hub, package, tmp_path):
+    hub.fault('/files/', fault)
+    code = bounded(create('mbv2_ca', tmp_path / 'cache'), 1, 2).replace('\n', '\n    ')
+    code = f'import timm, timm_attn\ntry:\n    {code}\nexcept timm_attn.weights.DownloadError as e:\n    print(e)'
+    assert told in python(code, hub, package, tmp_path)
+    assert not list((tmp_path / 'cache').iterdir())
+
+
+def test_what_killed_downloads_left_is_removed(hub, worker, tmp_path):
+    old, young, other = (
+        tmp_path / n for n in (f'a.01234567.pth.{"0" * 32}.part', f'b.01234567.pth.{"0" * 32}.part', 'c.part')
+    )
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    assert isinstance(worker(create('mbv2_ca', tmp_path)), float)
+    assert (old.exists(), young.exists(), other.exists()) == (False, True, True)
+
+
+@pytest.mark.parametrize('config', [b'<!doctype html>', b'[]', b'{"architecture": 3}'])
+def test_a_config_that_is_none(config, hub, worker, tmp_path):
+    repo = f'me/broken{len(config)}'
+    hub.add(repo, config__json=config)
+    code = f"""
+from timm_attn.weights.download import explain_hub_failure
+with explain_hub_failure('hf-hub:{repo}', cache_dir={str(tmp_path)!r}):
+    result = type(timm.create_model('hf-hub:{repo}', cache_dir={str(tmp_path)!r})).__name__
+"""
+    error, message = worker(code)
+    assert error == 'DownloadError'
+    assert f'{repo} ' in message
+    hub.add(repo, config__json=b'{"architecture": "csa_resnet20_cifar", "pretrained_cfg": {}}')
+    assert worker(code) == 'CsaCifarResNet'  # what was broken is not in the way
+
+
+def test_other_failures_stay_what_they_are(worker):
+    code = 'from timm_attn.weights.download import explain_hub_failure\nwith explain_hub_failure({!r}): {}'
+    assert worker(code.format('resnet18', "raise KeyError('mine')"))[0] == 'KeyError'
+    assert (
+        worker(code.format('local-dir:/nowhere', 'timm.create_model("local-dir:/nowhere")'))[0] == 'FileNotFoundError'
+    )
+    assert worker(code.format('nonsense', 'timm.create_model("nonsense")')) == [
+        'RuntimeError',
+        'Unknown model (nonsense)',
+    ]
+
+
+@pytest.mark.parametrize('etag', ['../../../escaped', '/tmp/escaped', '..'])
+def test_nothing_is_placed_outside_of_the_cache(etag, hub, worker, tmp_path):
+    backbone(hub, 'mobilenetv2_050.lamb_in1k')
+    content = hub.repos['timm/mobilenetv2_050.lamb_in1k'].at('main')[1]['model.safetensors']
+    headers = dict(X_Repo_Commit='0' * 40, X_Linked_Etag=f'"{etag}"', X_Linked_Size=str(len(content)))
+    hub.files['any'] = content
+    hub.fault('/resolve/', lambda h: h.send(302, b'', Location=f'{hub.cdn}/files/any', ETag='"x"', **headers))
+    error, message = worker(create('mbv2_ca_050', tmp_path / 'a' / 'cache'))
+    assert error == 'DownloadError'
+    assert 'is refused' in message
+    assert not list(tmp_path.iterdir())
 
 
 def test_cache_that_cannot_be_written(hub, worker, tmp_path):

@@ -15,8 +15,9 @@ import torch
 from timm.models import get_pretrained_cfg
 
 from timm_attn.models import zoo_models
-from timm_attn.weights import Weight, manifest, weights
+from timm_attn.weights import Weight, manifest, torch_version, weights
 from timm_attn.weights.manifest import MANIFEST
+from timm_attn.weights.torch_version import check_torch
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / 'shared' / 'data'
@@ -25,6 +26,24 @@ CIFAR = [n for n in zoo_models() if n.endswith('resnet20_cifar')]
 
 each = pytest.mark.parametrize('weight', weights().values(), ids=lambda w: w.name)
 each_trained = pytest.mark.parametrize('weight', TRAINED, ids=lambda w: w.name)
+
+
+@pytest.mark.parametrize(
+    ('version', 'is_safe'),
+    [('2.4.1', False), ('2.9.1+cu128', False), ('2.10.0', True), ('2.10.0a0+nv25.12', True), ('3.0.0', True)],
+)
+def test_torch_that_reads_weights_unsafely_is_refused(version, is_safe, monkeypatch):
+    monkeypatch.setattr(torch, '__version__', version)
+    if is_safe:
+        check_torch()
+    else:
+        with pytest.raises(ImportError, match=r'needs torch 2\.10.* this is torch 2\.\d.*run code.*pip install'):
+            check_torch()
+
+
+def test_the_floor_is_the_one_that_pip_is_told():
+    oldest = '.'.join(map(str, torch_version._OLDEST))
+    assert f'"torch>={oldest}"' in (ROOT / 'pyproject.toml').read_text()
 
 
 def test_every_model_and_every_tag_has_a_row():

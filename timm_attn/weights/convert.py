@@ -250,7 +250,9 @@ def explain_unreadable(path: str) -> None:
 
 def _why_unreadable(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError):
-        found = re.search(r'Unsupported globals?: (?:GLOBAL )?([\w.]+(?:, [\w.]+)*)', f'{error} {error.__cause__}')
+        found = re.search(
+            r'Unsupported globals?: (?:GLOBAL )?(\w+(?:\.\w+)*(?:, \w+(?:\.\w+)*)*)', f'{error} {error.__cause__}'
+        )
         refers = f'it refers to {found[1][:200]}' if found else 'or it is damaged'
         return f'loading it could run code, which is refused ({refers})'
     if 'weights_only' in str(error):
