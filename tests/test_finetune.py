@@ -20,7 +20,6 @@ import pytest
 import timm
 import torch
 import yaml
-from packaging.version import Version
 from PIL import Image
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
@@ -130,10 +129,8 @@ def test_every_option_at_once(model, data):
     options = [
         '--pretrained-path', 'five.pth', '--amp', '--channels-last', '--grad-checkpointing', '--model-ema',
         '--drop', 0.1, '--drop-path', 0.1, '--clip-grad', 1, '--mixup', 0.1, '--cutmix', 0.5, '--aa',
-        'rand-m5', '--opt', 'nesterov',
+        'rand-m5', '--opt', 'nesterov', '--torchcompile', 'aot_eager',
     ]  # fmt: skip
-    if Version(torch.__version__) >= Version('2.5'):  # 2.4 fails to compile dropout inside recomputed blocks
-        options += ['--torchcompile', 'aot_eager']
     small = [model if arg == 'csa_resnet20_cifar' else arg for arg in SMALL]
     assert finetune('data', *small, *options, '--epochs', 2) == 0
     assert finetune('--resume', 'runs/run', '--epochs', 3) == 0

@@ -10,6 +10,7 @@ import pickle
 import pickletools
 import random
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -510,3 +511,72 @@ def test_what_should_load(attack, good, tmp_path, caplog):
                     path = str(tmp_path / 'w.pth')
                     model = load(path) if how == 'overlay' else timm.create_model(MODEL, checkpoint_path=path)
                     assert all(torch.equal(v, good[k]) for k, v in model.state_dict().items())
+
+
+def odd_folders(marker):
+    """Entries of a config.json that ask for something else than the file beside it."""
+    elsewhere = dict(hf_hub_id='evil/one', url='http://127.0.0.1:9/w.pth', file='/etc/passwd', source='url')
+    for key, value in elsewhere.items():
+        yield f'cfg {key}', dict(pretrained_cfg={key: value})
+        yield f'top {key}', {'pretrained_cfg': {}, key: value}
+        yield f'argument {key}', dict(pretrained_cfg={}, model_args={key: value})
+    yield 'cfg all', dict(pretrained_cfg=elsewhere)
+    yield 'source hf-hub', dict(pretrained_cfg={**elsewhere, 'source': 'hf-hub', 'hf_hub_filename': '../../x'})
+    for custom in (True, 'hf', 'evil.module', 1):
+        yield f'custom_load {custom}', dict(pretrained_cfg={**elsewhere, 'custom_load': custom})
+    for key, value in (
+        ('pretrained_cfg_overlay', elsewhere), ('checkpoint_path', '/etc/passwd'), ('pretrained', True),
+        ('pretrained_filter_fn', 'os.system'), ('block', 'os.system'), ('act_layer', 'os.system'),
+        ('norm_layer', f'__import__("os").system("touch {marker}")'), ('cache_dir', str(marker)), ('device', 'x'),
+        ('weights_only', False), ('trust_remote_code', True), ('num_classes', '10'), ('in_chans', -1),
+        ('num_classes', 10**15), ('drop_rate', 'x'), ('trainable', 'x'),
+    ):  # fmt: skip
+        yield f'argument {key} {str(value)[:20]}', dict(pretrained_cfg={}, model_args={key: value})
+    yield 'remote code', dict(pretrained_cfg={}, auto_map={'AutoModel': 'code.Model'}, trust_remote_code=True)
+    for arch in (
+        'os.system',
+        '../../x',
+        'csa_resnet20_cifar.nonsense',
+        'hf-hub:evil/one',
+        '',
+        'local-dir:.',
+        'a' * 9999,
+    ):
+        yield f'architecture {arch[:20]}', dict(architecture=arch, pretrained_cfg={})
+
+
+def test_folders(attack, good, tmp_path, monkeypatch):
+    """``local-dir:`` asks no network and runs no code, whatever its config.json says."""
+    asked = []
+    monkeypatch.setattr(socket.socket, 'connect', lambda *args: asked.append(args))
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **kwargs: asked.append(args) or [])
+    marker = tmp_path / 'code_was_run'
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    save_file(good, folder / 'model.safetensors')
+    (folder / 'code.py').write_text(f'open({str(marker)!r}, "w")')
+    (folder / '__init__.py').write_text(f'open({str(marker)!r}, "w")')
+    monkeypatch.chdir(folder)
+    for name, changes in odd_folders(marker):
+        config = {'architecture': MODEL, 'num_classes': 10, **changes}
+        (folder / 'config.json').write_text(json.dumps(config))
+        with attack.case(name):
+            try:
+                model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+            except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, AssertionError):
+                model = None  # a clear error is for the command line; here it counts that nothing happened
+            assert not asked
+            assert not marker.exists()
+            if model is not None:
+                assert all(torch.equal(v, good[k]) for k, v in model.state_dict().items())
+        asked.clear()
+    (folder / 'config.json').write_text(json.dumps({'architecture': MODEL, 'pretrained_cfg': {'num_classes': 10}}))
+    for name, obj in itertools.islice(payloads(marker), 0, None, 4):
+        for file in ('pytorch_model.bin', 'model.pth', 'model.safetensors', 'x.pth.tar'):
+            for old in (*folder.glob('*.safetensors'), *folder.glob('*model.*'), *folder.glob('*.tar')):
+                old.unlink(missing_ok=True)
+            torch.save(obj, folder / file)
+            with attack.case(f'{name} as {file}'):
+                refusal(timm.create_model, f'local-dir:{folder}', pretrained=True)
+                assert not asked
+                assert not marker.exists()
