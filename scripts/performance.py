@@ -135,28 +135,35 @@ def write_plot() -> None:
     """Draw how time and memory of the layers grow."""
 
     def draw(plt):
-        figure, axes = plt.subplots(2, 3, figsize=(13, 7), sharex='col', layout='constrained')
         sweeps = (  # label, axis of the shape, what is fixed
-            ('channels, 8 maps of 7 x 7', 1, lambda s: s[0] == 8 and s[2] == 7),
-            ('side of the map, 8 x 256 channels', 2, lambda s: s[0] == 8 and s[1] == 256),
-            ('batch, 256 channels of 14 x 14', 0, lambda s: s[1] == 256 and s[2] == 14),
+            ('channels (8 maps of 7 x 7)', 1, lambda s: s[0] == 8 and s[2] == 7),
+            ('side of the map (8 x 256 channels)', 2, lambda s: s[0] == 8 and s[1] == 256),
+            ('images (256 channels of 14 x 14)', 0, lambda s: s[1] == 256 and s[2] == 14),
         )
-        for column, (label, dim, belongs) in enumerate(sweeps):
-            for color, layer in ((f'C{i}', name) for i, name in enumerate(layers_with_formula())):
-                rows = [r for r in _growth() if r['layer'] == layer and belongs(r['shape'])]
-                rows.sort(key=lambda r: r['shape'][dim])
-                x = [r['shape'][dim] for r in rows]
-                for line, (here, reference) in enumerate(
-                    (('milliseconds', 'reference_milliseconds'), ('peak_mb', 'reference_peak_mb'))
-                ):
-                    axis = axes[line][column]
-                    axis.loglog(x, [r[here] for r in rows], color + 'o-', label=layer, base=2)
-                    axis.loglog(x, [r[reference] for r in rows], color + '.:', label=layer + REFERENCE_LAYERS, base=2)
-                    axis.grid(alpha=0.3)
-            axes[1][column].set_xlabel(label)
-        axes[0][0].set_ylabel('inference, ms')
-        axes[1][0].set_ylabel('peak memory, MB')
-        axes[0][0].legend()
-        return figure
+        with plt.rc_context({'font.size': 13}):
+            figure, axes = plt.subplots(3, 2, figsize=(8.4, 10.5), layout='constrained')
+            for line, (label, dim, belongs) in enumerate(sweeps):
+                for color, layer in ((f'C{i}', name) for i, name in enumerate(layers_with_formula())):
+                    rows = [r for r in _growth() if r['layer'] == layer and belongs(r['shape'])]
+                    rows.sort(key=lambda r: r['shape'][dim])
+                    x = [r['shape'][dim] for r in rows]
+                    for axis, key in zip(axes[line], ('milliseconds', 'peak_mb'), strict=True):
+                        axis.plot(x, [r[key] for r in rows], color + 'o-', label=layer.upper())
+                        axis.plot(x, [r[f'reference_{key}'] for r in rows], color + ':')
+                        axis.set(xscale='log', yscale='log', xlabel=label)
+                        axis.set_xticks(x, map(str, x))
+                        axis.yaxis.set_major_locator(plt.LogLocator(subs=(1, 3)))
+                        axis.yaxis.set_major_formatter('{x:g}')
+                        axis.minorticks_off()
+                        axis.grid(alpha=0.3)
+            axes[0][0].set_title('Inference, ms')
+            axes[0][1].set_title('Peak memory, MB')
+            figure.legend(
+                *axes[0][0].get_legend_handles_labels(),
+                title='Dotted: the reference implementation',
+                loc='outside upper center',
+                ncols=3,
+            )
+            return figure
 
     save_plot(PLOT, _growth(), draw)

@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import diagram
 import performance
 import results
 from cards import render_card
@@ -53,7 +54,7 @@ def render_tables(path: Path, **tables: str) -> str:
 def stale_files() -> dict[Path, str | None]:
     """Files that are out of date, with the text they should have; None for what is not a card any more."""
     wanted = {CARDS / f'{w.name}.md': render_card(w) for w in published()}
-    wanted |= {CARDS / 'README.md': render_index(), results.PAGE: results.page()}
+    wanted |= {CARDS / 'README.md': render_index(), results.PAGE: results.page(), diagram.PICTURE: diagram.picture()}
     for path, tables in {
         ROOT / 'README.md': dict(families=families_table(), speed=performance.main_table()),
         ROOT / 'docs' / 'models.md': dict(attentions=attentions_table(), models=models_table()),

@@ -120,7 +120,7 @@ plain network that are significant in a t-test (95 %). With two or three seeds, 
 
 Throughput: inference, {'; '.join(settings)}.
 
-![Top-1 against multiply-adds and against throughput](data/cifar10.png)
+![Difference of each attention to the plain network in top-1 and in throughput](data/cifar10.png)
 """
     missing = []
     for experiment in EXPERIMENTS.values():
@@ -139,7 +139,7 @@ Throughput: inference, {'; '.join(settings)}.
             about += f' Interrupted and resumed: {", ".join(resumed)}.'
         text += f'\n## {experiment.title}\n\n{textwrap.fill(about, 120)}\n{sections}'
     if plot_data():
-        caption = 'Difference in top-1 to the plain network, mean and range over the seeds'
+        caption = 'Difference in top-1 to the plain network, mean and range over the seeds, each panel at its own scale'
         text += f'\n## All results\n\n![{caption}](data/results.png)\n'
     for experiment in missing:
         command = f'python scripts/evidence.py {experiment.name} --data-dir DIR --train-script train.py'
@@ -173,56 +173,77 @@ def cifar_plot_data() -> list[dict]:
     ]
 
 
-def _range(values: list[float]) -> tuple[float, list[list[float]]]:
-    """Mean, and the bars below and above it to the smallest and the largest."""
-    mean = statistics.mean(values)
-    return mean, [[mean - min(values)], [max(values) - mean]]
+def _bars(axis, rows: dict[str, tuple[float, float, float]], title: str, text: str) -> None:
+    """Horizontal bars from zero, to the right or the left, each with its range and its value.
+
+    Args:
+        axis: Axis of matplotlib.
+        rows: Label -> value, the smallest and the largest.
+        title: What the bars show, above them.
+        text: Format of the values.
+    """
+    for y, (value, least, most) in enumerate(rows.values()):
+        axis.barh(y, value, 0.62, color='#3b76af' if value >= 0 else '#d9822b')
+        if most > least:
+            axis.plot([least, most], [y, y], color='0.2', linewidth=1.5)
+        edge, side = (most, 'left') if value >= 0 else (least, 'right')
+        offset = (5 if value >= 0 else -5, 0)
+        axis.annotate(text.format(value), (edge, y), offset, textcoords='offset points', ha=side, va='center')
+    axis.axvline(0, color='0.2', linewidth=1)
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.invert_yaxis()
+    axis.margins(x=0.2)
+    axis.set_title(title, loc='left')
+    axis.tick_params(length=0)
+    axis.set_xticks([])  # each bar has its value
+    for side in ('top', 'right', 'bottom', 'left'):
+        axis.spines[side].set_visible(False)
+
+
+def _differences(runs: Runs) -> dict[str, tuple[float, float, float]]:
+    """Attention -> mean difference in top-1 to the plain network, the smallest and the largest of its seeds."""
+    plain, *others = runs
+    base = statistics.mean(runs[plain].values())
+    rows = {}
+    for model in others:
+        values = [top1 - base for top1 in runs[model].values()]
+        rows[_short(model)] = (statistics.mean(values), min(values), max(values))
+    return rows
+
+
+def _short(model: str) -> str:
+    return model.removesuffix('resnet20_cifar').rstrip('_').upper()
 
 
 def _draw(plt):
-    """Difference of each network to the plain one: horizontal bars, so that names and signs are read at a glance."""
-    panels = plot_data()
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.8 * len(panels), 3.4), layout='constrained', squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
-        height = 0.7 / len(panel['series'])
-        for i, (start, runs) in enumerate(panel['series'].items()):
-            plain, *others = runs
-            base = statistics.mean(runs[plain].values())
-            for y, model in enumerate(others):
-                mean, error = _range([top1 - base for top1 in runs[model].values()])
-                label = f'from {start}, plain {base:.1f} %' if y == 0 else None
-                style = dict(color=f'C{i}', ecolor='0.3', capsize=2, label=label)
-                axis.barh(y + (i - (len(panel['series']) - 1) / 2) * height, mean, 0.9 * height, xerr=error, **style)
-        axis.axvline(0, color='0.3', linewidth=1)
-        axis.set_yticks(range(len(others)), [model.removesuffix(f'_{plain}').upper() for model in others])
-        axis.invert_yaxis()
-        axis.set(
-            title=f'{panel["title"].partition(",")[0]}, {plain}',
-            xlabel='difference in top-1 to the plain network (points)',
-        )
-        axis.grid(axis='x', alpha=0.3)
-        axis.legend(fontsize='small', loc='best')
-    return figure
+    """Difference of each network to the plain one; panels below each other, which a phone shows at full width."""
+    starts = [(panel, start, runs) for panel in plot_data() for start, runs in panel['series'].items()]
+    with plt.rc_context({'font.size': 13}):
+        figure, axes = plt.subplots(len(starts), 1, figsize=(6.4, 2.5 * len(starts)), layout='constrained')
+        for axis, (panel, start, runs) in zip([axes] if len(starts) == 1 else axes, starts, strict=True):
+            plain = statistics.mean(runs[next(iter(runs))].values())
+            begin = 'from scratch' if start == 'scratch' else f'from {start.replace("cifar10", "CIFAR-10")} weights'
+            title = f'{panel["title"].partition(",")[0]}, {begin} (plain: {plain:.1f} %)'
+            _bars(axis, _differences(runs), title, '{:+.1f}')
+        return figure
 
 
 def _draw_cifar(plt):
-    data = cifar_plot_data()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout='constrained')
-    for axis, key, label in (
-        (axes[0], 'gmacs', 'GMACs'),
-        (axes[1], 'relative', 'throughput, relative to the plain network'),
-    ):
-        for point in data:
-            if point[key] is None:
-                continue
-            mean, error = _range(point['top1'])
-            axis.errorbar(point[key], mean, yerr=error, fmt='o', capsize=3)
-            axis.annotate(point['name'], (point[key], mean), xytext=(6, 4), textcoords='offset points')
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel('CIFAR-10 top-1 (%), mean and range of the seeds')
-    figure.suptitle('ResNet-20 with each attention')
-    return figure
+    """What each attention gains in top-1, and what it costs in throughput."""
+    plain, *data = cifar_plot_data()
+    base = statistics.mean(plain['top1'])
+    gains, costs = {}, {}
+    for point in data:
+        values = [top1 - base for top1 in point['top1']]
+        gains[point['name'].upper()] = (statistics.mean(values), min(values), max(values))
+        if point['relative'] is not None:
+            cost = 100 * (point['relative'] - 1)
+            costs[point['name'].upper()] = (cost, cost, cost)
+    with plt.rc_context({'font.size': 13}):
+        figure, axes = plt.subplots(2, 1, figsize=(6.4, 5.2), layout='constrained')
+        _bars(axes[0], gains, f'Top-1, points (plain: {base:.1f} %)', '{:+.1f}')
+        _bars(axes[1], costs, 'Throughput, against the plain network', '{:+.0f} %')
+        return figure
 
 
 PLOTS = {PLOT: (plot_data, _draw), CIFAR_PLOT: (cifar_plot_data, _draw_cifar)}

@@ -14,13 +14,14 @@ import timm
 from PIL import Image
 
 from timm_attn.cli import _parser
+from timm_attn.train.export import export_model
 from timm_attn.train.recipes import list_recipes
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path.stem for path in (ROOT / 'docs').glob('*.md'))
 BLOCK = re.compile(r'(?:^<!-- (not run|file): (.*?) -->\n)?^```(\w+)\n(.*?)^```$', re.M | re.S)
 # Blocks of a page that must run, at least.
-RUN = dict(install=1, models=6, weights=4, predict=2, finetune=1, deploy=4, contributing=2)
+RUN = dict(install=1, models=6, weights=4, predict=2, finetune=1, deploy=5, use_with=3, contributing=2)
 
 by_page = pytest.mark.parametrize('page', PAGES)
 
@@ -58,16 +59,17 @@ def prepare(folder):
     (folder / 'timm-attn').symlink_to(ROOT)
     Image.radial_gradient('L').convert('RGB').save(folder / 'photo.jpg')
     model = timm.create_model('csa_resnet20_cifar', num_classes=2)
-    config = dict(label_names=['daisy', 'tulip'])
-    timm.models.save_for_hf(model, folder / 'output/finetune/first/model', model_config=config, safe_serialization=True)
+    model.pretrained_cfg['label_names'] = ['daisy', 'tulip']
+    export_model(model, folder / 'output/finetune/first/model')
 
 
 @pytest.mark.parametrize('page', sorted(set(PAGES) - {'contributing'}))
 def test_python_runs(page, tmp_path, monkeypatch):
     blocks = list(python_blocks(page))
     assert len(blocks) >= RUN.get(page, 0)
-    if any('onnxruntime' in code for _, code in blocks):
-        pytest.importorskip('onnxruntime')
+    for package in ('onnxruntime', 'openvino', 'transformers'):
+        if any(package in code for _, code in blocks):
+            pytest.importorskip(package)
     prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     namespace = {}
