@@ -193,7 +193,7 @@ def _bars(axis, rows: dict[str, tuple[float, float, float]], title: str, text: s
     axis.set_yticks(range(len(rows)), list(rows))
     axis.invert_yaxis()
     axis.margins(x=0.2)
-    axis.set_title(title, loc='left')
+    axis.set_title(title, loc='left', fontsize='medium')
     axis.tick_params(length=0)
     axis.set_xticks([])  # each bar has its value
     for side in ('top', 'right', 'bottom', 'left'):
