@@ -135,9 +135,9 @@ def explain_hub_failure(name: str, pretrained: bool = False, cache_dir: str | No
     Raises:
         DownloadError: If the model cannot be fetched, or its ``config.json`` cannot be used.
     """
+    source, model_id = parse_model_name(name)
     hub_id = None
     try:
-        source, model_id = parse_model_name(name)
         if source == 'hf-hub':
             hub_id = model_id
             arch, filename = _check_config(hub_id, cache_dir)
@@ -148,6 +148,11 @@ def explain_hub_failure(name: str, pretrained: bool = False, cache_dir: str | No
         if hub_id and pretrained and not any(weight.arch == arch for weight in weights().values()):
             with suppress(EntryNotFoundError):  # timm may know of another file
                 _weights_file(hub_id, filename, cache_dir)
+    except DownloadError:
+        raise
+    except Exception as e:
+        raise failed_download(e, name) from e
+    try:
         yield
     except DownloadError:
         raise
@@ -162,7 +167,9 @@ def _check_config(hub_id: str, cache_dir: str | None) -> tuple[str, str | None]:
     repo, revision = hf_split(hub_id)
     path = hub_file(repo, 'config.json', revision, cache_dir)
     try:
-        cfg, arch, _ = load_model_config_from_path(path.parent)
+        cfg, arch, args = load_model_config_from_path(path.parent)
+        if not isinstance(args, dict):
+            raise TypeError('model_args must be an object')
         return arch.partition('.')[0], cfg.get('hf_hub_filename')
     except OSError:
         raise

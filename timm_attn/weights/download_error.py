@@ -70,7 +70,7 @@ def explain(error: BaseException, what: str, on_hub: bool = True, upload: bool =
         is_full = any(isinstance(e, OSError) and e.errno in _FULL for e in chain)
         advice = f'It cannot be written: {"free some space, or " if is_full else ""}set {home} to a folder that can be'
         advice += ' written.'
-    elif any(isinstance(e, HFValidationError) for e in chain):
+    elif any(isinstance(e, (HFValidationError, AssertionError)) for e in chain):  # AssertionError: timm's hf_split
         advice = "It is no name of a repository, 'owner/name'."
     elif upload:
         advice = 'Check the connection and run it again.'
