@@ -148,17 +148,16 @@ class SCSA(nn.Module):
         for conv in self.dwc:
             weight, bias = conv.weight, conv.bias
             assert bias is not None  # for TorchScript
-            gap = pad - weight.shape[2] // 2
-            weights.append(F.pad(weight, [gap, gap]))
+            gap = weight.new_zeros(fixed_size(weight.shape[0]), 1, pad - fixed_size(weight.shape[2]) // 2)
+            weights.append(torch.cat([gap, weight, gap], dim=2))  # not pad, after which an ONNX trace knows no shape
             biases.append(bias)
-        H = mean_h.shape[2]
         both = torch.cat([F.pad(mean_h, [0, pad]), mean_w], dim=2)
-        both = F.conv1d(both, torch.cat(weights), torch.cat(biases), padding=pad, groups=both.shape[1])
+        both = F.conv1d(both, torch.cat(weights), torch.cat(biases), padding=pad, groups=fixed_size(both.shape[1]))
         both = _within_range(both)
-        return both[:, :, :H], both[:, :, H + pad :]
+        h, _, w = torch.split(both, [mean_h.shape[2], pad, mean_w.shape[2]], dim=2)
+        return h, w
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        B, C = x.shape[0], x.shape[1]
         mean_h, mean_w = axis_means(x)
         h, w = self._axis_features(mean_h, mean_w)
         gate_h = self.spatial_gate(self.norm_h(h)).unsqueeze(3)  # (B, C, H, 1)
@@ -166,15 +165,15 @@ class SCSA(nn.Module):
         x = gate_axes(x, gate_h, gate_w)
 
         y = self.norm(_within_range(self.reduce(window_pool(x, self.window_size, self.pool_type))))
-        heads = [B, self.num_heads, C // self.num_heads, y.shape[2] * y.shape[3]]
-        q = self.q(y).reshape(heads)  # (B, nh, C / nh, N)
-        k = self.k(y).reshape(heads)
-        v = self.v(y).reshape(heads)
+        heads = [self.num_heads, -1]
+        q = self.q(y).flatten(2).unflatten(1, heads)  # (B, nh, C / nh, N)
+        k = self.k(y).flatten(2).unflatten(1, heads)
+        v = self.v(y).flatten(2).unflatten(1, heads)
         # The mean over positions commutes with the matrix, so this is a product with one column instead of N, and needs
         # no fused attention, whose kernel torch.compile may choose for other strides than those that arrive.
         attn = self.attn_drop(((q * self.scale) @ k.transpose(2, 3)).softmax(dim=-1))  # (B, nh, C / nh, C / nh)
         y = attn @ v.mean(dim=3, keepdim=True).to(attn.dtype)  # (B, nh, C / nh, 1)
-        return gate_own(x, self.channel_gate(y.reshape(B, C, 1, 1)))
+        return gate_own(x, self.channel_gate(y.flatten(1, 2).unsqueeze(3)))
 
 
 register_attention(
