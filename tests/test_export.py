@@ -11,6 +11,7 @@ from test_models import close as close_to
 from timm.models import model_entrypoint
 
 import timm_attn
+from timm_attn.weights import plain_backbone
 
 close = partial(close_to, tolerance=1e-4)
 
@@ -24,8 +25,9 @@ def model_and_image(request):
 
 
 # The default backend takes a minute or more a model, and sees nothing of a family's depth.
+SIZES = {n: sum(p.numel() for p in timm.create_model(n, device='meta').parameters()) for n in MODELS}
 SMALLEST = {}
-for _name in sorted(MODELS, key=lambda n: -sum(p.numel() for p in timm.create_model(n, device='meta').parameters())):
+for _name in sorted(MODELS, key=SIZES.get, reverse=True):
     SMALLEST[model_entrypoint(_name).__module__] = _name
 every_model = pytest.mark.parametrize('model_and_image', MODELS, indirect=True)
 every_model_slowly = pytest.mark.parametrize(  # quickly only the smallest of each family
@@ -119,11 +121,21 @@ def test_compiled_equals_eager(model_and_image, layout):
     compare_with_eager(*model_and_image[:2], layout, 'aot_eager')
 
 
-@each_layout
+WITH_ATTENTION = {}  # the smallest of each family that has one
+for _name in sorted(MODELS, key=SIZES.get, reverse=True):
+    if plain_backbone(_name) != _name:
+        WITH_ATTENTION[model_entrypoint(_name).__module__] = _name
+
+
 @pytest.mark.parametrize(
-    'model_and_image',
-    [pytest.param(n, marks=pytest.mark.slow if n in SMALLEST.values() else pytest.mark.exhaustive) for n in MODELS],
-    indirect=True,
+    ('model_and_image', 'layout'),
+    [
+        pytest.param(name, layout, marks=pytest.mark.slow if quick else pytest.mark.exhaustive, id=f'{name}-{layout}')
+        for name in MODELS
+        for layout in (torch.contiguous_format, torch.channels_last)
+        for quick in [name in WITH_ATTENTION.values() and layout == torch.channels_last]
+    ],
+    indirect=['model_and_image'],
 )
 def test_default_backend_equals_eager(model_and_image, layout):
     compare_with_eager(*model_and_image[:2], layout, 'inductor')

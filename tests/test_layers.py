@@ -452,18 +452,25 @@ def test_function_transforms_and_higher_gradients(attn):
     torch.testing.assert_close(torch.func.vmap(lambda a: layer(a[None])[0])(x), layer(x).detach())
 
 
-@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize('size', [7, 16, 32])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ('backend', 'size'),
+    [('aot_eager', 7), ('aot_eager', 16), ('aot_eager', 32), pytest.param('inductor', 16, marks=pytest.mark.slow)],
+)
 @each_attention
-def test_compiled_layers_do_not_depend_on_strides(attn, size, layout):
+def test_compiled_layers_do_not_depend_on_strides(attn, backend, size, layout):
     """Tracing assumes other strides than those that arrive: the group norm of a channels_last map keeps its layout."""
-    layer = attn(16).eval()
-    compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
+    layer = attn(16)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
     x = torch.randn(2, 16, size, size).contiguous(memory_format=layout).requires_grad_()
+    for training in (True, False):
+        layer.train(training)
+        values = [f(x) for f in (compiled, layer)]
+        torch.testing.assert_close(*values, rtol=1e-5, atol=1e-5)
+        grads = [torch.autograd.grad(y.square().sum(), x)[0] for y in values]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(x), layer(x))
-    grads = [torch.autograd.grad(f(x).square().sum(), x)[0] for f in (compiled, layer)]
-    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('mode', ['hybrid', 'l2'])
