@@ -225,6 +225,7 @@ def _draw(plt):
             begin = 'from scratch' if start == 'scratch' else f'from {start.replace("cifar10", "CIFAR-10")} weights'
             title = f'{panel["title"].partition(",")[0]}, {begin} (plain: {plain:.1f} %)'
             _bars(axis, _differences(runs), title, '{:+.1f}')
+        figure.supxlabel('points of top-1 above or below the plain network', fontsize='medium')
         return figure
 
 
