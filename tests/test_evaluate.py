@@ -8,6 +8,7 @@ import timm
 import torch
 from PIL import Image
 from test_package import cli
+from timm.data import ImageDataset
 
 from timm_attn.evaluate import evaluate, match_classes
 from timm_attn.predict import load_classifier
@@ -90,6 +91,18 @@ def test_a_bare_checkpoint_needs_all_folders(data):
     cli('evaluate', 'data', '--model', 'local-dir:mine', '-o', 'named.json', cwd=data)
     bare, named = (json.loads((data / f'{name}.json').read_text()) for name in ('bare', 'named'))
     assert bare['classes'] == named['classes']
+
+
+def test_a_bare_checkpoint_has_its_classes_in_the_order_of_timm(data):
+    """c2 before c10, and capitals as small letters, as its training numbered them."""
+    order = ['Bee', 'c1', 'c2', 'c10']
+    (data / 'data' / 'val' / 'doe').mkdir()
+    for old, new in zip(LABELS, order, strict=True):
+        (data / 'data' / 'val' / old).rename(data / 'data' / 'val' / new)
+    names = list(ImageDataset(str(data / 'data' / 'val')).reader.class_to_idx)
+    assert names == [name for name in order if name in names]
+    model = timm.create_model('resnet20_cifar', num_classes=4)
+    assert match_classes(model, sorted(order), own_checkpoint=True) == {name: i for i, name in enumerate(order)}
 
 
 def test_in_python(data):

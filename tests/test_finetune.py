@@ -1,6 +1,7 @@
 """timm-attn finetune: what it learns and writes, interruptions, and folders that cannot be trained on."""
 
 import argparse
+import errno
 import importlib.machinery
 import json
 import math
@@ -30,8 +31,9 @@ from timm_attn.image_files import open_image
 from timm_attn.train import image_folder
 from timm_attn.train.log import read_summary
 from timm_attn.train.loop import Run
-from timm_attn.train.options import add_arguments
+from timm_attn.train.options import FinetuneError, add_arguments
 from timm_attn.train.recipes import recipe_path
+from timm_attn.train.run_lock import lock_folder
 from timm_attn.train.split import hold_out
 
 ROOT = Path(__file__).parent.parent
@@ -271,6 +273,56 @@ def test_two_processes_in_one_folder(data, capsys):
     assert finetune('--resume', 'runs/run', '--epochs', done + 1) == 0
     assert [row['epoch'] for row in results()] == list(range(done + 1))
     assert not Path('runs/run/run.lock').exists()
+
+
+def test_one_process_holds_a_folder_once(tmp_path):
+    """The lock of the operating system belongs to the whole process."""
+    other = 'import sys, pathlib; from timm_attn.train.run_lock import lock_folder\n'
+    other += f'with lock_folder(pathlib.Path({str(tmp_path)!r})): pass'
+    with lock_folder(tmp_path):
+        with pytest.raises(FinetuneError, match='in use by this process'), lock_folder(tmp_path / '.'):
+            pass
+        done = subprocess.run([sys.executable, '-c', other], capture_output=True, text=True, cwd=ROOT)
+        assert 'in use by process' in done.stderr
+    with lock_folder(tmp_path):
+        pass
+
+
+def test_a_full_disk_before_the_checkpoints_are_read_costs_none(data, capsys, monkeypatch):
+    """tmp.pth.tar may be complete, where the run was killed before it was renamed."""
+    assert finetune('data', *SMALL, '--epochs', 1) == 0
+    shutil.copy('runs/run/last.pth.tar', 'runs/run/tmp.pth.tar')
+    before = files('runs/run')
+
+    def is_full(folder):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr('timm_attn.train.finetune.lock_folder', is_full)
+    assert finetune('--resume', 'runs/run', '--epochs', 2) == 2
+    assert 'free some space' in capsys.readouterr().err
+    assert files('runs/run') == before
+
+
+def test_names_of_images_may_come_from_another_system(data):
+    """Some file systems take letters with accents apart."""
+    shutil.copy('data/red/1.jpg', unicodedata.normalize('NFC', 'data/red/é.jpg'))
+    assert finetune('data', *SMALL, '--epochs', 1) == 0
+    Path(unicodedata.normalize('NFC', 'data/red/é.jpg')).rename(unicodedata.normalize('NFD', 'data/red/é.jpg'))
+    assert finetune('--resume', 'runs/run', '--epochs', 2) == 0
+
+
+def test_a_folder_that_is_no_run_is_one_clear_error(data, capsys):
+    assert finetune('data', *SMALL, '--epochs', 1) == 0
+    args = Path('runs/run/args.yaml').read_text()
+    for line, text in (('num_classes: 3', 'num_classes: xx'), ('model_kwargs: {}', 'model_kwargs: [1]')):
+        assert line in args
+        Path('runs/run/args.yaml').write_text(args.replace(line, text))
+        assert main(['export', 'runs/run', 'out']) == 2
+        assert 'does not contain the options of a training run' in capsys.readouterr().err
+    Path('runs/run/args.yaml').write_text(args)
+    Path('runs/run/summary.csv').write_text('a,b\n1,2\n')
+    assert finetune('--resume', 'runs/run', '--epochs', 2) == 2
+    assert 'no column epoch' in capsys.readouterr().err
 
 
 def test_new_runs_at_the_same_time(data, capsys):

@@ -312,3 +312,14 @@ def test_aot_inductor():
         compiled = aoti_load_package(str(Path('model.pt2').absolute()))
         for n in (1, 3):
             close(compiled(x[:n]), model(x[:n]), tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    'name', ['tresnet_m', 'csatv2', 'resnet18', 'vit_tiny_patch16_224', 'naflexvit_base_patch16_gap']
+)
+def test_images_of_timms_models_keep_their_channels(name):
+    """The first convolution is not that of the image everywhere, and some networks have none."""
+    with torch.device('meta'):
+        model = timm.create_model(name)
+    assert export_formats.image_config(model)['input_size'][0] == 3
+    assert len(export_formats.image_config(model)['mean']) == 3

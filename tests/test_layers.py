@@ -102,6 +102,19 @@ def test_csa_of_any_magnitude(mode, magnitude):
         torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize('mode', CSA_MODES)
+@pytest.mark.parametrize('magnitude', [1e-200, 1e160])
+def test_csa_of_any_magnitude_in_float64(mode, magnitude):
+    x = torch.randn(2, 24, 3, 5).double()
+    y = (x * magnitude).requires_grad_()
+    x.requires_grad_()
+    q, expected = csa_descriptor(y, mode), csa_descriptor(x, mode)
+    torch.testing.assert_close(q, expected)
+    (q**3).sum().backward()
+    (expected**3).sum().backward()
+    torch.testing.assert_close(y.grad * magnitude, x.grad)
+
+
 @pytest.mark.parametrize('mode', ['hybrid', 'l2'])
 def test_csa_of_channels_with_a_common_offset(mode):
     x = torch.randn(4, 64, 7, 7) + 300

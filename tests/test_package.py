@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -16,12 +17,17 @@ import timm
 import torch
 from golden import authors_state_dict, load_model_case
 from PIL import Image
+from safetensors.torch import save_file
 from timm.models import model_entrypoint
 
 import timm_attn
-from timm_attn.cli import main
+from timm_attn.cli import main, zoo
+from timm_attn.image_files import find_images
 from timm_attn.models import zoo_models
 from timm_attn.models.info import describe
+from timm_attn.predict import load_classifier
+from timm_attn.train.image_folder import FolderError, open_folder
+from timm_attn.weights import DownloadError
 
 ROOT = Path(__file__).parent.parent
 
@@ -513,6 +519,45 @@ def test_run_a_script(tmp_path):
     out = command('run', 'scripts/tool.py', '--model', 'x', '-b', '2', cwd=tmp_path).stdout
     assert out == "__main__ ['scripts/tool.py', '--model', 'x', '-b', '2'] AttnMobileNetV2\n"
     assert command('run', 'scripts/tool.py', 'fail', cwd=tmp_path, check=False).returncode == 5
+    out = command('run', 'scripts/tool.py', '--model', 'x', '--dataset', '', '--split=', cwd=tmp_path).stdout
+    assert "'--dataset', '', '--split='" in out
+
+
+def test_a_broken_pipe_that_is_not_the_outputs_is_an_error(monkeypatch, capsys):
+    def fails(args):
+        raise BrokenPipeError(32, 'Broken pipe')
+
+    monkeypatch.setattr(zoo, 'list_models', fails)
+    assert main(['list']) == 2
+    assert 'Broken pipe' in capsys.readouterr().err
+
+
+def test_links_that_form_loops_are_walked_once(photo, tmp_path):
+    for name in 'abcdefgh':
+        (tmp_path / 'all' / name).mkdir(parents=True)
+        shutil.copy(photo, tmp_path / 'all' / name / '1.png')
+    for name in 'abcdefgh':
+        for other in 'abcdefgh':
+            (tmp_path / 'all' / name / f'to_{other}').symlink_to(tmp_path / 'all' / other)
+    expected = [str(tmp_path / 'all' / name / '1.png') for name in 'abcdefgh']
+    assert find_images([str(tmp_path / 'all')]) == expected
+    assert find_images([str(tmp_path / 'all' / '**' / '*.png')]) == expected
+    with pytest.raises(FolderError, match='is a link to a folder that it lies in'):
+        open_folder(tmp_path / 'all')
+
+
+def test_an_unknown_tag_is_no_failed_download():
+    with pytest.raises(RuntimeError, match='bogus') as error:
+        load_classifier('mbv2_ca.bogus')
+    assert not isinstance(error.value, DownloadError)
+
+
+def test_a_config_cannot_ask_for_half_of_the_weights(tmp_path):
+    model = saved_model(tmp_path / 'mine', model_args=dict(pretrained_strict=False))
+    half = dict(list(model.state_dict().items())[:40])
+    save_file(half, tmp_path / 'mine' / 'model.safetensors')
+    with pytest.raises(ValueError, match='pretrained_strict=False'):
+        timm.create_model(f'local-dir:{tmp_path / "mine"}', pretrained=True)
 
 
 @pytest.mark.slow

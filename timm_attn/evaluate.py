@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.utils import natural_key
 from torch import nn
 
 from .image_files import find_images
@@ -131,7 +132,7 @@ def match_classes(model: nn.Module, names: Sequence[str], own_checkpoint: bool =
                 f'The model has {model.num_classes} classes without names, so that it needs as many folders, in their '
                 f'order; there are {len(names)}.'
             )
-        return {name: i for i, name in enumerate(sorted(names))}
+        return {name: i for i, name in enumerate(sorted(names, key=natural_key))}  # as timm orders folders
     unknown = [name for name in names if name not in indices]
     if unknown:
         near = difflib.get_close_matches(unknown[0], indices, n=1) or sorted(indices)[:5]

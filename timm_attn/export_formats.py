@@ -3,6 +3,7 @@
 A file is written only after the runtime has computed the model's own logits from it.
 """
 
+import copy
 import importlib.util
 import json
 import os
@@ -71,12 +72,28 @@ def image_config(model: nn.Module, args: dict | None = None) -> dict[str, Any]:
         args: Options of timm's scripts, which have priority.
     """
     config = resolve_data_config(args, model=model)
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    channels = _image_channels(model, config['input_size'])
     config['input_size'] = (channels, *config['input_size'][1:])
     for key in ('mean', 'std'):  # as timm does where weights for RGB are adapted
         if len(config[key]) != channels:
             config[key] = (statistics.fmean(config[key]),) * channels
     return config
+
+
+def _image_channels(model: nn.Module, declared: tuple[int, int, int]) -> int:
+    """Channels of a model's images: those of its first convolution, unless something else comes before it."""
+    first = model.pretrained_cfg.get('first_conv')
+    conv = dict(model.named_modules()).get(first) if isinstance(first, str) else None
+    if not isinstance(conv, nn.Conv2d) or conv.in_channels == declared[0]:
+        return declared[0]
+    tensors = [*model.parameters(), *model.buffers()]
+    probe = copy.deepcopy(model, {id(t): torch.empty_like(t, device='meta') for t in tensors}).eval()
+    try:  # on the meta device, where nothing is computed
+        with torch.no_grad():
+            probe(torch.empty(1, conv.in_channels, *declared[1:], dtype=conv.weight.dtype, device='meta'))
+    except Exception:  # whatever a model raises for images that it cannot take
+        return declared[0]
+    return conv.in_channels
 
 
 def export_file(model: nn.Module, path: str | Path, format: str) -> None:

@@ -52,7 +52,7 @@ def find_images(paths: Iterable[str]) -> list[str]:
             check_regular(path)
             found.append(path)
             continue
-        candidates = _files_below(path) if Path(path).is_dir() else glob.iglob(path, recursive=True)
+        candidates = _files_below(path) if Path(path).is_dir() else _matches(path)
         matches = sorted(match for match in candidates if match.lower().endswith(IMAGE_EXTENSIONS))
         matches = [match for match in matches if Path(match).is_file()]
         if not matches:
@@ -63,23 +63,55 @@ def find_images(paths: Iterable[str]) -> list[str]:
     return found
 
 
+def _matches(pattern: str) -> Iterator[str]:
+    """Files that match a wildcard; ``**`` follows no links, which may form loops."""
+    parts = Path(pattern).parts
+    if '**' not in parts:
+        yield from glob.iglob(pattern)
+        return
+    anchor = Path(pattern).anchor
+    for path in Path(anchor).glob(str(Path(pattern).relative_to(anchor))):
+        if all(part in parts or not part.startswith('.') for part in path.parts):
+            yield str(path)
+
+
 def _files_below(folder: str) -> Iterator[str]:
-    """Files in a folder and below it; a link to a folder that it lies in is not followed, which would never end."""
-    stack = [(str(Path(folder)), frozenset[str]())]
+    """Files in a folder and below it, each folder once, however many links lead to it."""
+    seen = set()
+    stack = [str(Path(folder))]
+    links: list[str] = []
+    while stack or links:
+        path = stack.pop() if stack else links.pop()  # a folder that also has a link to it keeps its own name
+        real = os.path.realpath(path)
+        if real in seen:
+            continue
+        seen.add(real)
+        with suppress(PermissionError), os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+                if entry.name.startswith('.'):
+                    continue
+                name = str(Path(entry.path))
+                if not os.path.isdir(name):  # also a link that leads to itself, where the entry's own test raises
+                    yield name
+                else:
+                    (links if entry.is_symlink() else stack).append(name)
+
+
+def find_loop(folder: str | Path) -> str | None:
+    """A link in a folder or below it that leads back to a folder it lies in; None if there is none."""
+    seen = set()
+    stack: list[tuple[str, frozenset[str]]] = [(str(folder), frozenset())]
     while stack:
         path, above = stack.pop()
         real = os.path.realpath(path)
         if real in above:
+            return path
+        if real in seen:
             continue
-        with suppress(PermissionError), os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith('.'):
-                    continue
-                name = str(Path(entry.path))
-                if os.path.isdir(name):  # False for a link that leads to itself, where the entry's raises
-                    stack.append((name, above | {real}))
-                else:
-                    yield name
+        seen.add(real)
+        with suppress(OSError), os.scandir(path) as entries:
+            stack += [(e.path, above | {real}) for e in entries if os.path.isdir(e.path)]
+    return None
 
 
 def check_regular(path: str) -> None:

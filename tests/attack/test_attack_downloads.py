@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -290,6 +291,28 @@ def test_servers_that_are_only_odd(attack, server, tmp_path):
             assert taken == (hops <= 10)
 
 
+def test_the_body_of_a_redirect_is_not_read(attack, server, tmp_path):
+    sent = []
+
+    def redirect(connection):
+        sent.append(0)
+        if len(sent) > 1:
+            connection.sendall(whole(GOOD))
+            return
+        connection.sendall(http(b'', f'{code} Found', Location='/weights.pth.tar', Content_Length=10**9))
+        with suppress(OSError):
+            for _ in range(1000):
+                connection.sendall(bytes(10**6))
+                sent[0] += 10**6
+
+    server.behaviour = redirect
+    for code in (301, 302, 303, 307, 308):
+        sent.clear()
+        with attack.case(f'{code}'):
+            assert Path(fetch_url(server.url, SHA1, str(tmp_path / f'{code}'), len(GOOD))).read_bytes() == GOOD
+            assert sent[0] < 2e7  # what fits into the buffers of two sockets
+
+
 def test_what_is_in_the_cache(attack, server, tmp_path):
     server.behaviour = sends(whole(GOOD))
     name = f'weights.pth.{SHA1[:8]}.tar'
@@ -390,9 +413,11 @@ def test_killed_and_two_at_once(attack, server, tmp_path):
         folder = tmp_path / f'at_once{i}'
         bad = [i % 2 * 3]  # of four transfers, that many are wrong
 
-        def some_bad(connection, bad=bad):
-            bad[0] -= 1
-            sends(*([whole(GOOD[:-1])] if bad[0] >= 0 else pieces), pause=0.01)(connection)
+        def some_bad(connection, bad=bad, lock=threading.Lock()):  # noqa: B008  a lock of each round
+            with lock:
+                bad[0] -= 1
+                is_bad = bad[0] >= 0
+            sends(*([whole(GOOD[:-1])] if is_bad else pieces), pause=0.01)(connection)
 
         server.behaviour = some_bad
         pids = [in_a_fork(lambda folder=folder: fetch_url(server.url, SHA1, str(folder))) for _ in range(4)]

@@ -5,6 +5,7 @@ Parsing imports neither torch nor timm, which take seconds: each subcommand impo
 
 import argparse
 import os
+import select
 import sys
 import warnings
 
@@ -16,6 +17,9 @@ from .common import Parser, UsageError, in_options, printable
 
 _INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C has ended
 _MAX_MESSAGE = 2000
+_EXPECTED = (
+    UsageError, OSError, RuntimeError, ValueError, AssertionError, ImportError, MemoryError, SafetensorError,
+)  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,10 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv, argparse.Namespace(argv=argv))
     if args.func is run.run_script:  # errors of a foreign script are its own
-        return _run(args, (UsageError,))
+        return _run(args, _EXPECTED)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='PIL')  # of files that are odd, or refused with an error
-        return _run(args, (UsageError, OSError, RuntimeError, ValueError, AssertionError, MemoryError, SafetensorError))
+        return _run(args, _EXPECTED)
 
 
 def _run(args: argparse.Namespace, expected: tuple) -> int:
@@ -50,7 +54,10 @@ def _run(args: argparse.Namespace, expected: tuple) -> int:
         status = args.func(args) or 0
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError as e:
+        if not _has_lost_its_reader():
+            _report(e, str(e))
+            return 2
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as e:
@@ -61,6 +68,18 @@ def _run(args: argparse.Namespace, expected: tuple) -> int:
     except expected as e:
         _report(e, in_options(str(e)) or f'{type(e).__name__}, without a message')
         return _INTERRUPTED if isinstance(e.__context__, KeyboardInterrupt) else 2
+
+
+def _has_lost_its_reader() -> bool:
+    """Whether the reader of the output, such as `head`, has seen enough and ended."""
+    if not hasattr(select, 'poll'):  # Windows, where such a pipe gives another error
+        return True
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError, AttributeError):  # no file
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _report(error: BaseException, message: str) -> None:

@@ -27,4 +27,6 @@ def finetune_model(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     except Interrupted as e:
         print(e, file=sys.stderr)
         return 130
+    except BrokenPipeError as e:
+        raise RuntimeError(f'stopped, as its output or a process that loads images has ended ({e})') from e
     return 0

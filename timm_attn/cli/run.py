@@ -12,6 +12,7 @@ def add_parsers(commands) -> None:
     """Add the subcommand."""
     text = "run a script of timm, such as validate.py, with this package's models"
     p = add_command(commands, 'run', text, run_script)
+    p.allow_empty = True  # the script has its own options
     p.add_argument('script', metavar='SCRIPT')
     p.add_argument('args', nargs=argparse.REMAINDER, help='arguments of the script')
 

@@ -15,13 +15,13 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
-def at_unit_scale(f: torch.Tensor) -> torch.Tensor:
-    """Scale each image's flattened map (B, C, N) to a largest magnitude of 1.
+def largest_magnitude(f: torch.Tensor) -> torch.Tensor:
+    """Largest magnitude of each image's flattened map (B, C, N), 1 where there is none: (B, 1, 1).
 
     The sums do not depend on the scale, but squares of very small and very large numbers leave the range of floats.
     """
     largest = f.abs().amax(dim=(1, 2), keepdim=True)
-    return f / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return torch.where(largest > 0, largest, torch.ones_like(largest))
 
 
 def plain_neighbours(x: torch.Tensor, z: torch.Tensor, mode: str, rounding: int = ROUNDING) -> torch.Tensor:
@@ -31,7 +31,8 @@ def plain_neighbours(x: torch.Tensor, z: torch.Tensor, mode: str, rounding: int 
     channels share costs accuracy, as their distances are differences of products. ``rounding`` is an argument since
     scripts know no global numbers.
     """
-    f = at_unit_scale(x.detach().flatten(2))
+    f = x.detach().flatten(2)
+    f = f / largest_magnitude(f)
     index = torch.arange(f.shape[1], device=f.device)
     same = index.unsqueeze(0) == index.unsqueeze(1)  # (C, C)
     tiny = 1e-300 if f.dtype == torch.float64 else 1e-30

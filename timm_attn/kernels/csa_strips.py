@@ -8,7 +8,7 @@ is computed again in float64.
 
 import torch
 
-from .csa_plain import ROUNDING, at_unit_scale
+from .csa_plain import ROUNDING, largest_magnitude
 
 # Elements of a strip and rows of a strip: two strips of float32 (products, distances) fit into the level 2 caches of
 # two current CPU cores. A GPU, where Triton is missing, needs large pieces.
@@ -89,8 +89,7 @@ def neighbours(
         mean_dist: The mean distance (B,) if it is known already.
 
     Returns:
-        The sums (B, C) and the mean distance (B,), both of z's type. Elsewhere than on a CPU the distance is relative
-        to the largest magnitude of the image.
+        The sums (B, C) and the mean distance (B,), both of z's type.
     """
     sums, means, norms = _neighbours(x, z, mode, mean_dist)
     if z.dtype == torch.float32 and x.device.type == 'cpu':
@@ -134,9 +133,12 @@ def _neighbours(
     for first in range(0, B, images):
         chunk = slice(first, first + images)
         f = x[chunk].to(z.dtype)
-        if x.device.type != 'cpu':  # where asking for the range would wait for the device
-            f = at_unit_scale(f)
         n = f.shape[0]
+        largest = z.new_ones(n, 1, 1)
+        # float32 on a CPU is computed again where it must be; elsewhere asking for the range would wait for the device
+        if f.numel() and (z.dtype == torch.float64 or x.device.type != 'cpu'):
+            largest = largest_magnitude(f)
+            f = f / largest
         if not strips or n < images:
             flat = space[:, : n * max(sizes)] if one_pass else space[:, : n * sum(sizes)]
             parts = [flat[:, : n * s] for s in sizes] if one_pass else flat.split([n * s for s in sizes], dim=1)
@@ -154,8 +156,9 @@ def _neighbours(
             for strip in strips:
                 strip.measure(f, mode)
                 total += strip.total()  # while it is in the cache
-            means[chunk] = total / C**2
-        inv_mean = -means[chunk].clamp_min(torch.finfo(z.dtype).tiny).reciprocal().view(n, 1, 1)
+            means[chunk] = total / C**2 * largest.view(n)
+        mean = means[chunk] / largest.view(n)
+        inv_mean = -mean.clamp_min(torch.finfo(z.dtype).tiny).reciprocal().view(n, 1, 1)
         partial.zero_()
         for strip in strips:
             if one_pass:

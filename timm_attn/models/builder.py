@@ -59,6 +59,11 @@ def _build_and_load(model_cls: type[nn.Module], variant: str, pretrained: bool, 
     cfg = _resolve_cfg(variant, pretrained, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
     features_only = kwargs.get('features_only', False)
     strict = kwargs.get('pretrained_strict', True)
+    if pretrained and not strict and _source(cfg) in ('hf-hub', 'local-dir') and cfg.source:
+        raise ValueError(
+            'pretrained_strict=False does not go with hf-hub: and local-dir:, whose config.json could ask for it. Load '
+            'the file by pretrained_cfg_overlay=dict(file=PATH).'
+        )
     kwargs.setdefault('pretrained_filter_fn', partial(checkpoint_filter_fn, with_head=not features_only, strict=strict))
     if not pretrained:
         return build_model_with_cfg(model_cls, variant, pretrained, **kwargs)

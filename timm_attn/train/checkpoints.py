@@ -112,8 +112,18 @@ def restore_saver(saver: CheckpointSaver, folder: Path, checkpoint: Path | None,
     files = [(str(folder / f'checkpoint-{int(row["epoch"])}.pth.tar'), row['eval_top1']) for row in rows]
     kept = [(file, top1) for file, top1 in files if os.path.exists(file)]
     saver.checkpoint_files = sorted(kept, key=lambda pair: pair[1], reverse=True)
+    save_checkpoint(saver, folder, start - 1, top1)
+
+
+def save_checkpoint(saver: CheckpointSaver, folder: Path, epoch: int, top1: float) -> None:
+    """Save a checkpoint; what could not be written to its end is removed, since its space is needed."""
     with saving(folder):
-        saver.save_checkpoint(start - 1, metric=top1)
+        try:
+            saver.save_checkpoint(epoch, metric=top1)
+        except BaseException:
+            with suppress(OSError):
+                (folder / 'tmp.pth.tar').unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -124,8 +134,6 @@ def saving(folder: Path):
     except (OSError, RuntimeError, SafetensorError) as e:
         if isinstance(e, FinetuneError):
             raise
-        with suppress(OSError):
-            (folder / 'tmp.pth.tar').unlink(missing_ok=True)
         raise FinetuneError(f'Cannot write to {folder}: {_advice(e, folder)}') from e
 
 

@@ -137,7 +137,8 @@ def load_run(
         args = yaml.safe_load((run / 'args.yaml').read_text(encoding='utf-8'))
     except yaml.YAMLError as e:
         raise ValueError(f'Cannot read {run / "args.yaml"}: {e}') from e
-    if not isinstance(args, dict) or 'model' not in args:
+    kinds = dict(model=str, num_classes=int | None, model_kwargs=dict | None, in_chans=int | None, gp=str | None)
+    if not isinstance(args, dict) or not all(isinstance(args.get(key), kind) for key, kind in kinds.items()):
         raise ValueError(f'{run / "args.yaml"} does not contain the options of a training run.')
     # `trainable` froze layers during training; whoever loads the model decides that again
     model_args = {k: v for k, v in (args.get('model_kwargs') or {}).items() if k != 'trainable'}

@@ -1,6 +1,7 @@
 """A folder of images, one folder for each class, as timm datasets that are checked before training."""
 
 import logging
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from timm.data import ImageDataset
 
-from ..image_files import IMAGE_EXTENSIONS, UNREADABLE, check_regular, open_image
+from ..image_files import IMAGE_EXTENSIONS, UNREADABLE, check_regular, find_loop, open_image
 from .split import Draw, Split, hold_out
 
 _logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def image_names(dataset: ImageDataset, root: str | Path) -> list[str]:
 
 
 def _name(path: str, root: str | Path) -> str:
-    return Path(path).relative_to(root).as_posix()
+    return unicodedata.normalize('NFC', Path(path).relative_to(root).as_posix())  # some systems take letters apart
 
 
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:
@@ -125,6 +126,8 @@ def _subfolders(root: Path) -> str:
 
 def _read(root: Path, classes: list[str] | None = None) -> ImageDataset:
     """Dataset of a folder that holds a folder of images for each class, in the order of ``classes`` if given."""
+    if loop := find_loop(root):  # timm would follow it for ever
+        raise FolderError(f'{loop} is a link to a folder that it lies in; remove it.')
     try:
         dataset = FolderImages(str(root), input_key=';'.join(IMAGE_EXTENSIONS))
     except RuntimeError:  # no file with the name of an image

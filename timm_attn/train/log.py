@@ -23,7 +23,10 @@ def read_summary(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     with path.open(newline='') as file:
-        rows = [row for row in csv.DictReader(file) if row['epoch'] != 'epoch' and None not in row.values()]
+        table = csv.DictReader(file)
+        if 'epoch' not in (table.fieldnames or ['epoch']):
+            raise ValueError(f'{path} is not the log of a training run: it has no column epoch.')
+        rows = [row for row in table if row['epoch'] != 'epoch' and None not in row.values()]
     by_epoch = {row['epoch']: {key: float(value) for key, value in row.items()} for row in rows}
     return sorted(by_epoch.values(), key=lambda row: row['epoch'])
 

@@ -15,7 +15,7 @@ from timm import utils
 from timm.task import ClassificationTask
 from tqdm import tqdm
 
-from .checkpoints import saving
+from .checkpoints import save_checkpoint, saving
 from .options import FinetuneError
 
 
@@ -82,8 +82,7 @@ class Run:
             self.scheduler.step(epoch + 1, metrics['top1'])
             if self.saver:
                 self._log(epoch, train, metrics, lr)
-                with saving(self.folder):
-                    self.saver.save_checkpoint(epoch, metric=metrics['top1'])
+                save_checkpoint(self.saver, self.folder, epoch, metrics['top1'])
                 print(
                     f'epoch {epoch} ({epoch + 1} of {self.epochs})  loss {loss:.3f}  validation: loss '
                     f'{metrics["loss"]:.3f}, top-1 {metrics["top1"]:.2f} %  ({self.best})  lr {lr:.2e}  '

@@ -18,6 +18,8 @@ else:
 
 _logger = logging.getLogger(__name__)
 
+_held: set[Path] = set()
+
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
@@ -30,6 +32,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         FinetuneError: If another process holds it; the message says which.
     """
     path = folder / 'run.lock'
+    real = path.resolve()
+    if real in _held:  # the lock of the operating system belongs to the whole process
+        raise FinetuneError(f'{folder} is in use by this process.')
     while True:
         file = path.open('a+', encoding='utf-8')
         try:
@@ -50,9 +55,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f'process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n')
         file.flush()
+        _held.add(real)
         try:
             yield
         finally:
+            _held.remove(real)
             with suppress(OSError):  # while it is still locked; Windows keeps a file that is open
                 path.unlink()
 

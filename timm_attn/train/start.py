@@ -10,6 +10,7 @@ from timm import utils
 from timm.data import resolve_data_config
 from torch import nn
 
+from ..model_config import check_source
 from ..weights import DownloadError
 from ..weights.convert import explain_unreadable
 from ..weights.download import explain_hub_failure
@@ -33,6 +34,7 @@ def create_model(args: argparse.Namespace, num_classes: int, pretrained: bool) -
         raise FinetuneError(f'--pretrained-path {file}: there is no such file.')
     try:
         with explain_hub_failure(args.model, pretrained and not file):
+            check_source(args.model)
             model = timm.create_model(
                 args.model,
                 pretrained=pretrained,

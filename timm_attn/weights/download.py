@@ -136,15 +136,13 @@ def explain_hub_failure(name: str, pretrained: bool = False, cache_dir: str | No
         DownloadError: If the model cannot be fetched, or its ``config.json`` cannot be used.
     """
     source, model_id = parse_model_name(name)
-    hub_id = None
+    hub_id, arch, filename = (model_id if source == 'hf-hub' else None), model_id.partition('.')[0], None
+    if source is None and is_model(arch):
+        cfg = get_pretrained_cfg(model_id)  # raises for an unknown tag
+        hub_id, filename = (cfg.hf_hub_id, cfg.hf_hub_filename) if cfg else (None, None)
     try:
         if source == 'hf-hub':
-            hub_id = model_id
-            arch, filename = _check_config(hub_id, cache_dir)
-        elif source is None:
-            arch = model_id.partition('.')[0]
-            cfg = get_pretrained_cfg(model_id) if is_model(arch) else None
-            hub_id, filename = (cfg.hf_hub_id, cfg.hf_hub_filename) if cfg else (None, None)
+            arch, filename = _check_config(model_id, cache_dir)
         if hub_id and pretrained and not any(weight.arch == arch for weight in weights().values()):
             with suppress(EntryNotFoundError):  # timm may know of another file
                 _weights_file(hub_id, filename, cache_dir)

@@ -11,7 +11,7 @@ _OFFLINE = (
     'file (pretrained=True, pretrained_cfg_overlay=dict(file=PATH)).'
 )
 _LOG_IN = 'log in (HF_TOKEN, or huggingface_hub.login())'
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}  # Windows knows no quota
 _READ_ONLY = {errno.EROFS}
 # Of a file; sockets know some of them as well.
 _NOT_WRITABLE = {
@@ -71,7 +71,7 @@ def explain(error: BaseException, what: str, on_hub: bool = True, upload: bool =
         advice = f'It cannot be written: {"free some space, or " if is_full else ""}set {home} to a folder that can be'
         advice += ' written.'
     elif any(isinstance(e, (HFValidationError, AssertionError)) for e in chain):  # AssertionError: timm's hf_split
-        advice = "It is no name of a repository, 'owner/name'."
+        advice = "It is not a repository name, 'owner/name'."
     elif upload:
         advice = 'Check the connection and run it again.'
     elif any(isinstance(e, OfflineModeIsEnabled) for e in chain):

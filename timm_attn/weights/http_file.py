@@ -1,6 +1,7 @@
 """A file of a web server that is not trusted: bounded in size and in time."""
 
 import http.client
+import io
 import socket
 import threading
 import time
@@ -121,10 +122,17 @@ def _opener(watch: _Watch) -> urllib.request.OpenerDirector:
         def https_open(self, req):
             return self.do_open(Encrypted, req)
 
+    class Redirect(urllib.request.HTTPRedirectHandler):
+        def http_error_302(self, req, fp, code, msg, headers):
+            fp.close()  # else its body would be read, however large
+            return super().http_error_302(req, io.BytesIO(), code, msg, headers)
+
+        http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(), Http(), Https(), urllib.request.UnknownHandler(),
-        urllib.request.HTTPRedirectHandler(), urllib.request.HTTPDefaultErrorHandler(),
+        Redirect(), urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
     ):  # fmt: skip
         opener.add_handler(handler)

@@ -32,9 +32,9 @@ def hub_file(repo: str, name: str, revision: str | None = None, cache_dir: str |
     # What large repositories share lies in the cache's own folder of blobs.
     homes = (folder / 'blobs', folder / 'snapshots', cache / 'blobs')
     if not any(path.resolve().is_relative_to(home.resolve()) for home in homes):
-        target = path.resolve()
-        path.unlink()  # the link alone: what it points to may be the user's
-        raise DownloadError(f'The Hub placed {name} of {repo} outside of the cache, at {target}: it is not used.')
+        raise DownloadError(
+            f'{path} is a link out of the cache, to {path.resolve()}: it is not used. Remove it, unless it is yours.'
+        )
     sha256 = path.readlink().name if path.is_symlink() else ''
     if re.fullmatch('[0-9a-f]{64}', sha256):
         with path.open('rb') as f:
