@@ -2,6 +2,7 @@
 
 import statistics
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 
 from common import CARDS, DATA, RECIPES, plot_is_stale, save_plot
@@ -173,7 +174,9 @@ def cifar_plot_data() -> list[dict]:
     ]
 
 
-def _bars(axis, rows: dict[str, tuple[float, float, float]], title: str, text: str) -> None:
+def _bars(
+    axis, rows: dict[str, tuple[float, float, float]], title: str, text: str, unclear: Collection[str] = ()
+) -> None:
     """Horizontal bars from zero, to the right or the left, each with its range and its value.
 
     Args:
@@ -181,9 +184,10 @@ def _bars(axis, rows: dict[str, tuple[float, float, float]], title: str, text: s
         rows: Label -> value, the smallest and the largest.
         title: What the bars show, above them.
         text: Format of the values.
+        unclear: Labels whose difference cannot be told from chance; their bars are grey.
     """
-    for y, (value, least, most) in enumerate(rows.values()):
-        axis.barh(y, value, 0.62, color='#3b76af' if value >= 0 else '#d9822b')
+    for y, (name, (value, least, most)) in enumerate(rows.items()):
+        axis.barh(y, value, 0.62, color='0.75' if name in unclear else '#3b76af' if value >= 0 else '#d9822b')
         if most > least:
             axis.plot([least, most], [y, y], color='0.2', linewidth=1.5)
         edge, side = (most, 'left') if value >= 0 else (least, 'right')
@@ -211,6 +215,13 @@ def _differences(runs: Runs) -> dict[str, tuple[float, float, float]]:
     return rows
 
 
+def _unclear(runs: Runs) -> set[str]:
+    """Attentions whose difference to the plain network a t-test cannot tell from chance."""
+    plain, *others = runs
+    values = {model: list(top1.values()) for model, top1 in runs.items()}
+    return {_short(m) for m in others if not verdict(values[m], values[plain]).endswith(('higher', 'lower'))}
+
+
 def _short(model: str) -> str:
     return model.removesuffix('resnet20_cifar').rstrip('_').upper()
 
@@ -224,8 +235,10 @@ def _draw(plt):
             plain = statistics.mean(runs[next(iter(runs))].values())
             begin = 'from scratch' if start == 'scratch' else f'from {start.replace("cifar10", "CIFAR-10")} weights'
             title = f'{panel["title"].partition(",")[0]}, {begin} (plain: {plain:.1f} %)'
-            _bars(axis, _differences(runs), title, '{:+.1f}')
-        figure.supxlabel('points of top-1 above or below the plain network', fontsize='medium')
+            _bars(axis, _differences(runs), title, '{:+.1f}', _unclear(runs))
+        figure.supxlabel(
+            'Points of top-1 above or below the plain network.\nGrey: no clear difference.', fontsize='medium'
+        )
         return figure
 
 

@@ -69,7 +69,7 @@ def test_pictures(data):
 def test_classes_are_matched_by_name(data):
     model = load_classifier(f'local-dir:{data / "mine"}')
     assert match_classes(model, ['doe', 'ant']) == {'doe': 3, 'ant': 0}
-    with pytest.raises(ValueError, match=r'1 of 2 folders are not named as a class of the model: bees.*bee'):
+    with pytest.raises(ValueError, match=r'bees \(1 of 2\)\. Did you mean bee\?'):
         match_classes(model, ['ant', 'bees'])
     imagenet = timm.create_model('resnet18')
     assert match_classes(imagenet, ['n01440764', 'goldfish, Carassius auratus']) == {
@@ -112,3 +112,22 @@ def test_in_python(data):
     result = evaluate(model, data / 'data', on_unreadable=lambda path, reason: None)
     assert result.topk(4) == (12, 12)
     assert sum(result.topk(1, i)[0] for i in result.labels) == result.topk(1)[0]
+
+
+def test_images_that_were_trained_on_are_told(data):
+    (data / 'run').mkdir()
+    (data / 'mine').rename(data / 'run' / 'model')
+    split = dict(
+        train=[f'val/{name}/{i}.png' for name in SHADES for i in range(3)], val=['val/ant/3.png', 'val/bee/3.png']
+    )
+    (data / 'run' / 'split.json').write_text(json.dumps(split))
+    done = cli('evaluate', 'data', '--model', 'local-dir:run/model', cwd=data)
+    assert 'trained on 9 images' in done.stderr
+    done = cli('evaluate', 'data', '--model', 'local-dir:run/model', '--held-out', '-o', 'out.json', cwd=data)
+    assert 'trained on' not in done.stderr
+    images = [p['image'] for p in json.loads((data / 'out.json').read_text())['predictions']]
+    assert images == ['data/val/ant/3.png', 'data/val/bee/3.png']
+    done = cli('evaluate', 'data', '--model', 'local-dir:run', cwd=data, check=False)
+    assert 'did you mean local-dir:run/model?' in done.stderr
+    done = cli('evaluate', 'data', '--model', 'resnet20_cifar', '--held-out', cwd=data, check=False)
+    assert done.returncode == 2

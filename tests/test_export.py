@@ -105,11 +105,10 @@ def compare_with_eager(model, x, layout, backend):
         values.append(y.detach())
         grads.append({key: p.grad for key, p in model.named_parameters()})
     close(*values)
+    largest = max(grad.abs().max().item() for grad in grads[1].values())
     for key, grad in grads[1].items():
-        scale = grad.abs().max().item()
-        torch.testing.assert_close(
-            grads[0][key], grad, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, key=key: f'{key}: {m}'
-        )
+        atol = 1e-4 * grad.abs().max().item() + 1e-6 * largest  # of a bias before a batch norm only rounding is left
+        torch.testing.assert_close(grads[0][key], grad, rtol=1e-3, atol=atol, msg=lambda m, key=key: f'{key}: {m}')
 
 
 each_layout = pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)

@@ -617,7 +617,8 @@ def test_folder_that_cannot_be_written_to(data, capsys, monkeypatch):
     assert 'space' not in error
     assert finetune('data', *SMALL[:-4], '--output', '/sys') == 2
     error = capsys.readouterr().err
-    assert 'no permission' in error
+    assert 'Cannot create /sys/' in error
+    assert '--output' in error
     assert 'space' not in error
 
     assert finetune('data', *SMALL, '--epochs', 1) == 0
@@ -765,7 +766,7 @@ BAD_OPTIONS = {
     'unknown model': (('data', '--output', 'runs', '--model', 'csa_resnet20_cifr'), 'csa_resnet20_cifar'),
     'no weights': (('data', '--output', 'runs', '--model', 'mbv2_ca_075'), 'No pretrained weights exist'),
     'no config': (('data', *SMALL, '--config', 'absent.yaml'), 'absent.yaml'),
-    'other config': (('data', *SMALL, '--config', PAPER), "only timm's train.py knows"),
+    'other config': (('data', *SMALL, '--config', PAPER), 'unknown options: '),
     'unknown part': (('data', *SMALL, '--model-kwargs', 'trainable=neck'), 'attention,head'),
     'unknown argument': (('data', *SMALL, '--model-kwargs', 'foo=1'), 'foo'),
     'batch of one': (('data', *SMALL, '-b', '1'), 'at least 2 images'),
@@ -798,6 +799,20 @@ def test_an_empty_value_is_no_default(option, data, capsys):
 def test_image_size_has_a_limit(data, capsys):
     assert status('data', *SMALL, '--img-size', 100000) == 2
     assert 'more than 4096 pixels a side' in capsys.readouterr().err
+
+
+def test_fewer_epochs_than_there_are(data, capsys):
+    assert finetune('data', *SMALL, '--epochs', 2) == 0
+    before = files('runs/run')
+    assert finetune('--resume', 'runs/run', '--epochs', 1) == 2
+    assert 'has 2 epochs already' in capsys.readouterr().err
+    assert files('runs/run') == before
+
+
+def test_misspelt_options_in_yaml(data, capsys):
+    Path('my.yaml').write_text('batch-size: 8\nlrr: 0.1\n')
+    assert finetune('data', *SMALL, '--config', 'my.yaml') == 2
+    assert 'unknown options: lrr. Did you mean lr?' in capsys.readouterr().err
 
 
 def test_config_is_checked_like_options(data, capsys):
@@ -875,7 +890,7 @@ def test_export_refuses(train_py_run, capsys):
     for args, message in (
         (('run', 'mine'), 'exists'),
         (('data', 'out'), 'no args.yaml'),
-        (('run', 'out', '--checkpoint', 'best.pth.tar'), 'no best.pth.tar'),
+        (('run', 'out', '--checkpoint', 'best.pth.tar'), 'no checkpoint best.pth.tar'),
         (('run', 'out', '--checkpoint', 'half.pth.tar'), 'half.pth.tar'),
         (('run', 'out', '--labels', 'labels.txt'), '2 names for 3 classes'),
         (('run', 'out', '--labels', 'absent.txt'), 'absent.txt'),

@@ -622,7 +622,7 @@ def test_release_of_what_cannot_be_had(hub, release, tmp_path):
     status, out = release(tmp_path, 'build', 'out', '--only', '*csa_resnet34.*')
     assert status == 1
     assert '0 of 2 done, 2 failed' in out
-    assert 'Cannot transfer the weights of timm/resnet34.a1_in1k' in out
+    assert 'Cannot download the weights of timm/resnet34.a1_in1k' in out
     assert not (tmp_path / 'out' / 'csa_resnet34.warm_a1_in1k').exists()
     status, out = release(tmp_path, 'verify', 'out', '--only', 'csa_resnet34.*')
     assert 'build it first' in out
@@ -639,7 +639,7 @@ import release
 sys.exit(print(release.main(['push', {str(built / 'out')!r}, '--org', 'x', '--only', {CIFAR!r}])))
 """
     out = python(code, hub, package, tmp_path, HF_ENDPOINT='http://127.0.0.1:9')
-    assert 'FAILED: Cannot transfer' in out
+    assert 'FAILED: Cannot upload' in out
     assert 'run it again' in out
     assert '1 failed' in out
     assert out.endswith('1')

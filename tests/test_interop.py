@@ -197,7 +197,7 @@ def test_export_refuses(capsys):
         (('run', 'there.xml', '--format', 'openvino'), 'there.bin exists'),
         (('run', 'absent/mine.pt2', '--format', 'torch-export'), 'not a directory'),
         (('run', 'mine.pt2', '--format', 'torch-export', '--labels', 'two.txt'), '2 names for 3 classes'),
-        (('run', 'mine.pt2', '--format', 'torch-export', '--checkpoint', 'absent'), 'no absent'),
+        (('run', 'mine.pt2', '--format', 'torch-export', '--checkpoint', 'absent'), 'no checkpoint absent'),
         (('resnet20_cifar', 'mine.pt2', '--format', 'torch-export', '--checkpoint', 'last'), 'is no folder'),
         (('resnet20_cifar', 'mine', '--labels', 'two.txt'), '2 names for 10 classes'),
         (('resnet20_cifa', 'mine'), 'did you mean'),
@@ -323,3 +323,13 @@ def test_images_of_timms_models_keep_their_channels(name):
         model = timm.create_model(name)
     assert export_formats.image_config(model)['input_size'][0] == 3
     assert len(export_formats.image_config(model)['mean']) == 3
+
+
+def test_the_format_follows_the_ending(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(['export', 'csa_resnet20_cifar', 'mine.pt2']) == 0
+    assert Path('mine.pt2').is_file()
+    assert main(['export', 'csa_resnet20_cifar', 'other.pt2', '--format', 'hub']) == 2
+    assert 'writes a folder' in capsys.readouterr().err
+    assert main(['export', 'csa_resnet20_cifar', 'mine', '--labels', 'absent.txt']) == 2
+    assert '--labels absent.txt' in capsys.readouterr().err

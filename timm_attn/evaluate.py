@@ -58,6 +58,7 @@ def evaluate(
     own_checkpoint: bool = False,
     batch_size: int = 32,
     on_unreadable: Callable[[str, str], None] | None = None,
+    only: Callable[[Path], bool] | None = None,
 ) -> Evaluation:
     """Classify the images of a folder and compare with the names of their folders.
 
@@ -68,6 +69,7 @@ def evaluate(
         own_checkpoint: As for :func:`~timm_attn.predict.class_labels`.
         batch_size: Images in a batch.
         on_unreadable: As for :func:`~timm_attn.predict.classify`.
+        only: Whether an image counts; by default all do.
 
     Raises:
         ValueError: If there are no images, or folders whose names are no classes of the model.
@@ -79,7 +81,10 @@ def evaluate(
     index_of = match_classes(model, [path.name for path in folders], own_checkpoint)
     true: dict[str, int] = {}
     for path in folders:
-        true |= dict.fromkeys(find_images([str(path)]), index_of[path.name])
+        images = find_images([str(path)])
+        true |= dict.fromkeys([image for image in images if only is None or only(Path(image))], index_of[path.name])
+    if not true:
+        raise ValueError(f"None of the images in '{root}' counts.")
     labels = {index: name for name, index in sorted(index_of.items(), key=lambda item: item[1])}
     label = class_labels(model, own_checkpoint)
     answers = classify(model, list(true), lambda i: labels.get(i) or label(i), _TOPK, batch_size, on_unreadable)
@@ -135,10 +140,12 @@ def match_classes(model: nn.Module, names: Sequence[str], own_checkpoint: bool =
         return {name: i for i, name in enumerate(sorted(names, key=natural_key))}  # as timm orders folders
     unknown = [name for name in names if name not in indices]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], indices, n=1) or sorted(indices)[:5]
+        near = difflib.get_close_matches(unknown[0], indices, n=1)
+        some = sorted(indices)
+        hint = f'Did you mean {near[0]}? ' if near else ''
         raise ValueError(
-            f'{len(unknown)} of {len(names)} folders are not named as a class of the model: {", ".join(unknown[:5])}'
-            f'{" and more" if len(unknown) > 5 else ""}. Its classes are named as: {", ".join(near)}.'
+            f'No class of the model has the name of these folders: {_some(unknown)} ({len(unknown)} of {len(names)}). '
+            f'{hint}Its classes: {_some(some)}.'
         )
     index_of = {}
     for name in names:
@@ -149,6 +156,10 @@ def match_classes(model: nn.Module, names: Sequence[str], own_checkpoint: bool =
     if twice:
         raise ValueError(f'These folders are the same class of the model: {", ".join(twice)}.')
     return index_of
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
 def _known_names(model: nn.Module, own_checkpoint: bool) -> list[tuple[int, str]]:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from .image_files import read_image
 
 MAX_TILES = 25
-_SIDE, _LINE, _GAP, _COLUMNS = 160, 14, 8, 5
+_SIDE, _LINE, _GAP, _COLUMNS = 160, 16, 8, 5
 _COLOURS = {None: 'black', True: 'darkgreen', False: 'firebrick'}
 
 
@@ -36,7 +36,7 @@ def draw_grid(tiles: Sequence[tuple[str, Sequence[str], bool | None]], file: Pat
 
 def _font():
     try:
-        return ImageFont.load_default(size=11)
+        return ImageFont.load_default(size=13)
     except (TypeError, OSError):  # an old Pillow, or one without FreeType: a font of fixed size
         return ImageFont.load_default()
 

@@ -51,7 +51,9 @@ def check_source(name: str) -> None:
             if path.suffix in _WEIGHTS and path.exists():
                 check_regular(str(path))
         if not Path(where, 'config.json').is_file():
-            raise ValueError(f'{where!r} is not the folder of a model: it has no config.json.')
+            inside = Path(where, 'model')
+            hint = f'; did you mean local-dir:{inside}?' if (inside / 'config.json').is_file() else '.'
+            raise ValueError(f'{where!r} is not the folder of a model: it has no config.json{hint}')
         check_config(Path(where, 'config.json'))
     elif source == 'hf-hub':
         repo, revision = hf_split(where)

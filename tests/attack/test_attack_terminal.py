@@ -196,4 +196,4 @@ def test_empty_values(attack, folder):
             status, _, err = run(*args)
             assert status == 2
             assert 'empty' in err
-            assert f'usage: timm-attn {args[0]}' in err
+            assert f'(see timm-attn {args[0]} --help)' in err

@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace, expected: tuple) -> int:
         _report(e, 'interrupted')
         return _INTERRUPTED
     except expected as e:
-        _report(e, in_options(str(e)) or f'{type(e).__name__}, without a message')
+        _report(e, in_options(str(e), args.argv[0]) or f'{type(e).__name__}, without a message')
         return _INTERRUPTED if isinstance(e.__context__, KeyboardInterrupt) else 2
 
 

@@ -53,6 +53,6 @@ def load_model(args: argparse.Namespace):
     return model, name
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: int, one: str, many: str | None = None) -> str:
     """Number with a noun, such as '2 images'."""
-    return f'{count} {noun}{"s" * (count != 1)}'
+    return f'{count} {one if count == 1 else many or f"{one}s"}'

@@ -21,7 +21,7 @@ class UsageError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser whose errors show the usage of the subcommand, and name the nearest option instead of guessing it.
+    """Parser whose errors are one line, which names the nearest option instead of guessing it.
 
     Attributes:
         allow_empty: Whether an argument may be empty, which it is where a variable of the shell is not set.
@@ -46,14 +46,14 @@ class Parser(argparse.ArgumentParser):
         return namespace, unknown
 
     def _nearest(self, word: str) -> list[str]:
-        options = list(dict.fromkeys(re.findall(r'--\w[\w-]*', self.format_usage())))
-        word = word.partition('=')[0]
-        begin = [option for option in options if word.startswith('--') and option.startswith(word)]
-        return begin[:1] or difflib.get_close_matches(word, options, n=1)
+        options = {option.replace('-', ''): option for option in re.findall(r'--\w[\w-]*', self.format_help())}
+        word = word.partition('=')[0].replace('-', '')
+        begin = [option for key, option in options.items() if len(word) > 2 and key.startswith(word)]
+        return begin[:1] or [options[key] for key in difflib.get_close_matches(word, options, n=1, cutoff=0.7)]
 
     def error(self, message):
-        """As in the base class; what was typed is escaped."""
-        super().error(printable(message))
+        """End with the message, what was typed escaped, and where to read more."""
+        self.exit(2, f'{self.prog}: error: {printable(message)} (see {self.prog} --help)\n')
 
 
 def add_command(commands, name: str, text: str, func: Callable) -> Parser:
@@ -97,7 +97,7 @@ def known_name(name: str, others: Iterable[str] = ()) -> str:
         if arch in known:
             tags = ', '.join(n for n in sorted(known) if n.startswith(f'{arch}.')) or 'none'
             raise UsageError(f'{arch} has no tag {name.partition(".")[2]!r}; there are: {tags}')
-        near = difflib.get_close_matches(name, sorted(known), n=3)
+        near = difflib.get_close_matches(name.lower(), sorted(known), n=3)
         hint = f'did you mean {" or ".join(near)}?' if near else 'timm-attn list shows those of this package'
         raise UsageError(f'unknown model {name!r}; {hint}')
     return name
@@ -114,8 +114,9 @@ def check_model(name: str) -> None:
     if ':' in name:
         return
     if not timm.is_model(arch):
-        if Path(name, 'config.json').is_file():
-            raise UsageError(f'{name!r} is a directory; did you mean local-dir:{name}?')
+        for folder in (Path(name), Path(name, 'model')):  # the second is where finetune writes it
+            if (folder / 'config.json').is_file():
+                raise UsageError(f'{name!r} is a directory; did you mean local-dir:{folder}?')
         known_name(name, timm.list_models())  # raises, with the nearest names
     elif dot:
         known_name(name, [arch, *get_arch_pretrained_cfgs(arch)])
@@ -165,18 +166,26 @@ def to_csv(rows: Iterable[Iterable[object]]) -> str:
 
 
 _FINETUNE = 'timm-attn finetune --pretrained-path PATH'
+_OPTION_OF_FILE = dict(finetune='--pretrained-path PATH', predict='--checkpoint PATH', evaluate='--checkpoint PATH')
 _IN_OPTIONS = (
     (r'pass num_classes=(\d+), and with pretrained=True also .*?\)', r'add --num-classes \1'),
     (r'pass num_classes=0 for pooled features .*$', f'train one with {_FINETUNE}.'),
     (r'pass pretrained=True and pretrained_cfg_overlay=dict\(file=PATH\)', f'use {_FINETUNE}'),
-    (r'Use pretrained=False, or load a file of your own with .*$', 'Load a file of your own with --checkpoint PATH.'),
-    (r'\(pretrained=True, pretrained_cfg_overlay=dict\(file=PATH\)\)', '(--checkpoint PATH)'),
 )
 """Advice for Python, which errors of the package contain, and the same in options of the command line."""
 
 
-def in_options(message: str) -> str:
-    """Message of an error of the package, its advice in options of the command line."""
-    for pattern, replacement in _IN_OPTIONS:
+def in_options(message: str, command: str) -> str:
+    """Message of an error of the package, its advice in options of a subcommand."""
+    of_file = _OPTION_OF_FILE.get(command)
+    of_a_file = (
+        (r'Use pretrained=False, or load a file of your own with .*$', f'Load a file of your own with {of_file}.'),
+        (r'\(pretrained=True, pretrained_cfg_overlay=dict\(file=PATH\)\)', f'({of_file})'),
+    )
+    without = (
+        (r' Use pretrained=False, or load a file of your own with .*$', ''),
+        (r', from a folder (\(.*?\)) or from a file \(.*?dict\(file=PATH\)\)', r' or from a folder \1'),
+    )
+    for pattern, replacement in (*_IN_OPTIONS, *(of_a_file if of_file else without)):
         message = re.sub(pattern, replacement, message)
     return message

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,9 @@ def add_parsers(commands) -> None:
     p.add_argument('data_dir', metavar='DIR', help='DIR/<class>/*, or DIR/val/<class>/*')
     add_model_options(p)
     p.add_argument('--split', metavar='NAME', help='folder in DIR (default: val or test, if there is one)')
+    p.add_argument(
+        '--held-out', action='store_true', help='only the images that the run of the model held out for validation'
+    )
     p.add_argument('-o', '--output', metavar='FILE', help='.json: everything; .csv: a row for each image')
     p.add_argument('--plot', metavar='FILE.png', help='draw the confusion matrix')
     p.add_argument('--grid', metavar='FILE.png', help='draw some of the images, wrong ones first')
@@ -45,8 +49,9 @@ def evaluate(args: argparse.Namespace) -> int:
         unreadable.append(path)
         print(printable(f'left out: {reason}'), file=sys.stderr)
 
-    result = evaluate_folder(model, args.data_dir, args.split, bool(args.checkpoint), args.batch_size, warn)
-    classes = plural(len(result.labels), 'class').replace('classs', 'classes')
+    only = _held_out(args, root)
+    result = evaluate_folder(model, args.data_dir, args.split, bool(args.checkpoint), args.batch_size, warn, only)
+    classes = plural(len(result.labels), 'class', 'classes')
     print(printable(f'{root}: {plural(len(result.predictions), "image")} of {classes}'), file=sys.stderr)
     print(_table(result), end='')
     if args.output:
@@ -58,6 +63,39 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.grid:
         _draw(result, args.grid)
     return 0
+
+
+def _held_out(args: argparse.Namespace, root: Path):
+    """Whether an image was held out by the run that the model comes from; None if all images count.
+
+    Prints how many were trained on, which flatter the model.
+    """
+    from ..image_files import find_images
+    from ..train.split import Split
+
+    folder = Path(args.model.removeprefix('local-dir:')).parent if args.model.startswith('local-dir:') else None
+    split = Split.read(folder) if folder else None
+    if split is None:
+        if args.held_out:
+            raise UsageError('--held-out needs a model that finetune wrote: --model local-dir:RUN/model')
+        return None
+
+    def name(path: Path) -> str:  # of the class's folder and the file, which the split ends in
+        return unicodedata.normalize('NFC', path.relative_to(root).as_posix())
+
+    def ends(names: list[str]) -> set[str]:
+        return {'/'.join(one.split('/')[-2:]) for one in names}
+
+    seen, held_out = ends(split.train), ends(split.val)
+    if args.held_out:
+        return lambda path: name(path) in held_out
+    trained_on = sum(name(Path(path)) in seen for path in find_images([str(root)]))
+    if trained_on:
+        print(
+            f'note: the model was trained on {trained_on} images of these names; --held-out leaves them out',
+            file=sys.stderr,
+        )
+    return None
 
 
 def _percent(pair: tuple[int, int]) -> str:
@@ -148,6 +186,6 @@ def _draw(result, path: str) -> None:
     tiles = []
     for p in order[:MAX_TILES]:
         first = p['classes'][0]
-        lines = (f'{100 * first["probability"]:.1f} % {first["label"]}', f'true: {result.labels[p["true"]]}')
+        lines = (f'{first["label"]}, {100 * first["probability"]:.1f} %', f'true: {result.labels[p["true"]]}')
         tiles.append((p['image'], [printable(line, MAX_LABEL) for line in lines], is_right(p)))
     write_whole(path, lambda part: draw_grid(tiles, part))

@@ -6,6 +6,7 @@ from pathlib import Path
 from .common import UsageError, add_command, check_model
 
 FORMATS = ('hub', 'onnx', 'openvino', 'torch-export')
+_ENDINGS = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'torch-export'}
 
 
 def add_parsers(commands) -> None:
@@ -22,9 +23,8 @@ def add_parsers(commands) -> None:
     p.add_argument(
         '--format',
         choices=FORMATS,
-        default='hub',
         help='hub: a folder; onnx: a file that ends in .onnx; openvino: in .xml, with a .bin beside it; torch-export: '
-        'in .pt2 (default: %(default)s)',
+        'in .pt2 (default: that of the ending, else hub)',
     )
     p.add_argument('--labels', type=Path, metavar='FILE', help='class names in their order, one on each line')
     p.add_argument('--checkpoint', metavar='FILE', help='file in RUN (default: model_best.pth.tar)')
@@ -32,6 +32,12 @@ def add_parsers(commands) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write a run or a model in one of the formats."""
+    args.format = args.format or _ENDINGS.get(args.out.suffix, 'hub')
+    if args.format == 'hub' and args.out.suffix in _ENDINGS:
+        raise UsageError(f'{args.out}: --format hub writes a folder, whose name may not end in {args.out.suffix}')
+    if args.labels and not args.labels.is_file():
+        raise UsageError(f'--labels {args.labels}: there is no such file')
+
     from ..export_formats import check_target, export_file
     from ..train.export import export_model
 

@@ -61,7 +61,10 @@ def predict(args: argparse.Namespace) -> int:
 
 def _output_style(args: argparse.Namespace) -> str:
     suffix = Path(args.output).suffix.lower() if args.output else ''
-    style = args.style or {'.json': 'json', '.csv': 'csv'}.get(suffix)
+    by_suffix = {'.json': 'json', '.csv': 'csv'}.get(suffix)
+    style = args.style or by_suffix
+    if by_suffix and style != by_suffix:
+        raise UsageError(f'--{style} contradicts the name in --output {args.output}: leave out --{style}')
     if args.output and not style:
         raise UsageError(f'--output {args.output}: the name must end in .csv or .json, or add --csv or --json')
     check_output('--output', args.output, ())
@@ -101,7 +104,7 @@ def _draw(results: list[dict], path: str) -> None:
     tiles = []
     for result in results[:MAX_TILES]:
         first = result['classes'][0]
-        lines = (Path(result['image']).name, f'{100 * first["probability"]:.1f} % {first["label"]}')
+        lines = (Path(result['image']).name, f'{first["label"]}, {100 * first["probability"]:.1f} %')
         tiles.append((result['image'], [printable(line, MAX_LABEL) for line in lines], None))
     write_whole(path, lambda part: draw_grid(tiles, part))
     print(printable(f'{path}: {len(tiles)} of {plural(len(results), "image")}'), file=sys.stderr)

@@ -13,8 +13,8 @@ def add_parsers(commands) -> None:
     text = "run a script of timm, such as validate.py, with this package's models"
     p = add_command(commands, 'run', text, run_script)
     p.allow_empty = True  # the script has its own options
-    p.add_argument('script', metavar='SCRIPT')
-    p.add_argument('args', nargs=argparse.REMAINDER, help='arguments of the script')
+    p.add_argument('script', metavar='SCRIPT', help='path of the script')
+    p.add_argument('args', nargs=argparse.REMAINDER, metavar='...', help='arguments of the script')
 
 
 def run_script(args: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ def list_models(args: argparse.Namespace) -> None:
     from ..models import zoo_models
     from ..models.info import find_weight
 
+    args.filter = args.filter.lower()
     names = zoo_models(args.filter) or zoo_models(f'*{args.filter}*')
     if not names:
         near = difflib.get_close_matches(args.filter, zoo_models(), n=3)

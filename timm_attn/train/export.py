@@ -130,9 +130,11 @@ def load_run(
         CheckpointError: If the checkpoint cannot be read or does not fit the model.
     """
     run = Path(run)
-    for file in ('args.yaml', checkpoint):
-        if not (run / file).is_file():
-            raise ValueError(f'{run} is not the folder of a finished training run: it has no {file}.')
+    if not (run / 'args.yaml').is_file():
+        raise ValueError(f'{run} is not the folder of a training run: it has no args.yaml.')
+    if not (run / checkpoint).is_file():
+        there = ', '.join(sorted(path.name for path in run.glob('*.tar'))) or 'none yet'
+        raise ValueError(f'{run} has no checkpoint {checkpoint}; it has: {there}.')
     try:
         args = yaml.safe_load((run / 'args.yaml').read_text(encoding='utf-8'))
     except yaml.YAMLError as e:

@@ -67,7 +67,7 @@ def finetune(args: argparse.Namespace) -> Path:
     options = dict(vars(args))
     check_trackers(args)
     if not args.data_dir:
-        raise FinetuneError('Name the folder of images: timm-attn finetune DIR --model NAME.')
+        raise FinetuneError('Name the folder of images, before the options: timm-attn finetune DIR --model NAME.')
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device = utils.init_distributed_device(args)
     name = args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}'
@@ -130,6 +130,8 @@ def _start(args: argparse.Namespace, options: dict, device: torch.device, folder
     args.warmup_epochs = min(asked, args.epochs // 2)
     updates = len(run.loader)
     run.scheduler, run.epochs = create_scheduler_v2(run.optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
+    if run.start > run.epochs:
+        raise FinetuneError(f'{folder} has {run.start} epochs already, more than --epochs {run.epochs}.')
     if run.start:
         run.scheduler.step_update(run.start * updates) if args.sched_on_updates else run.scheduler.step(run.start)
     if primary:
@@ -215,7 +217,10 @@ def _open_folder(run: Run, options: dict, split: Split, checkpoint: Path | None,
     args, folder = run.args, run.folder
     module = run.task.get_trainable_module()
     if not args.resume:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise FinetuneError(f'Cannot create {folder}: {e.strerror}. Name another --output.') from e
         stack.enter_context(lock_folder(folder))
     if not run.start:
         check_new(folder)
@@ -282,7 +287,7 @@ def _criterion(args: argparse.Namespace) -> torch.nn.Module:
 def _finish(run: Run) -> None:
     """Export the best weights, draw the curves, and say how to use the model."""
     model = run.folder / 'model'
-    title = f'{run.args.model}, {run.args.data_dir}'
+    title = f'{run.args.model}, {Path(run.args.data_dir).resolve().name}'
     with saving(run.folder):
         export_run(run.folder, model)
         drawn = draw_curves(read_summary(run.folder / 'summary.csv'), run.folder / 'curves.png', title)

@@ -144,7 +144,10 @@ def _read(root: Path, classes: list[str] | None = None) -> ImageDataset:
     for path, _ in reader.samples:
         name, *inside = Path(path).relative_to(root).parts
         if len(inside) != 1:  # timm would name the class after the innermost folder
-            raise FolderError(f'{path} is not directly inside the folder of a class, {root / "<class>"}; move it.')
+            raise FolderError(
+                f'{path} is not directly inside the folder of a class, {root / "<class>"}: name the folder that holds '
+                'the classes, or move the image.'
+            )
         if name.startswith('.'):
             raise FolderError(
                 f'{root / name} is hidden and contains images, which would become a class; move it elsewhere.'

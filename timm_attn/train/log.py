@@ -69,17 +69,23 @@ def draw_curves(rows: list[dict[str, float]], path: Path, title: str) -> bool:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         return False
     epochs = [row['epoch'] for row in rows]
     figure = Figure(figsize=(9, 3.5), layout='constrained')
     loss, accuracy = figure.subplots(1, 2)
-    loss.plot(epochs, [row['train_loss'] for row in rows], label='training')
-    loss.plot(epochs, [row['eval_loss'] for row in rows], label='validation')
+    loss.plot(epochs, [row['train_loss'] for row in rows], marker='.', label='training')
+    loss.plot(epochs, [row['eval_loss'] for row in rows], marker='.', label='validation')
     loss.set(xlabel='epoch', ylabel='loss')
     loss.legend()
-    accuracy.plot(epochs, [row['eval_top1'] for row in rows])
+    accuracy.plot(epochs, [row['eval_top1'] for row in rows], marker='.')
+    best = max(rows, key=lambda row: row['eval_top1'])
+    accuracy.plot(best['epoch'], best['eval_top1'], 'o', label=f'best: {best["eval_top1"]:.2f} %')
     accuracy.set(xlabel='epoch', ylabel='validation top-1 (%)')
+    accuracy.legend()
+    for axis in (loss, accuracy):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
     return True

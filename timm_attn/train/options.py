@@ -4,6 +4,7 @@ The parser is built before torch and timm are imported, so that ``--help`` answe
 """
 
 import argparse
+import difflib
 import math
 import os
 from collections.abc import Callable
@@ -29,7 +30,9 @@ class _ParseKwargs(argparse.Action):
         from timm.utils import ParseKwargs
 
         if any(value and '=' not in value for value in values):
-            parser.error(f'argument {option_string}: expected KEY=VALUE, got {" ".join(values)!r}')
+            parser.error(
+                f'argument {option_string}: expected KEY=VALUE, got {" ".join(values)!r}; DIR comes before the options'
+            )
         ParseKwargs(self.option_strings, self.dest)(parser, namespace, values, option_string)
 
 
@@ -237,10 +240,13 @@ def _read_options(file: Path, parser: argparse.ArgumentParser) -> dict:
         raise FinetuneError(f'Cannot read the options in {file}: {e}') from e
     if not isinstance(values, dict):
         raise FinetuneError(f'{file} contains no options; write lines such as "epochs: 20".')
+    values = {key.replace('-', '_') if isinstance(key, str) else key: value for key, value in values.items()}
     known = set(vars(parser.parse_args([])))
     unknown = sorted(map(str, set(values) - known - set(_OF_A_RUN) - set(CONSTANT)))
     if unknown:
-        raise FinetuneError(f"{file} has options that only timm's train.py knows: {', '.join(unknown)}.")
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f' Did you mean {near[0]}?' if near else " timm's train.py has more options than finetune."
+        raise FinetuneError(f'{file} has unknown options: {", ".join(unknown)}.{hint}')
     as_they_are = {*_OF_A_RUN, *CONSTANT}
     given = {key: value for key, value in values.items() if value is not None and key not in as_they_are}
     for key, value in given.items():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ def hold_out(names: list[str], fraction: float) -> set[str]:
     """
 
     def order(name: str) -> bytes:
-        return hashlib.sha256(name.encode('utf-8', 'surrogateescape')).digest()
+        return hashlib.sha256(unicodedata.normalize('NFC', name).encode('utf-8', 'surrogateescape')).digest()
 
     return {name for of_class in _by_class(names) for name in _share(sorted(of_class, key=order), fraction)}
 

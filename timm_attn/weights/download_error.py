@@ -78,7 +78,7 @@ def explain(error: BaseException, what: str, on_hub: bool = True, upload: bool =
         advice = f'HF_HUB_OFFLINE is set and it is not in the cache. {_OFFLINE}'
     else:
         advice = f'Check the connection and try again. {_OFFLINE}'
-    return f'Cannot transfer {what}. {advice} ({_summary(chain)})'
+    return f'Cannot {"upload" if upload else "download"} {what}. {advice} ({_summary(chain)})'
 
 
 def is_from_the_hub(error: BaseException) -> bool:
