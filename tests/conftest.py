@@ -15,3 +15,11 @@ def seed():
     torch.manual_seed(0)
     yield
     torch._dynamo.reset()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    # names of files that are no UTF-8, which processes cannot tell each other
+    report.sections = [tuple(t.encode(errors='backslashreplace').decode() for t in pair) for pair in report.sections]
+    return report

@@ -389,6 +389,20 @@ def test_nothing_is_placed_outside_of_the_cache(etag, hub, worker, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_link_of_the_user_is_not_used_and_not_removed(hub, worker, tmp_path):
+    backbone(hub, 'mobilenetv2_050.lamb_in1k')
+    assert isinstance(worker(create('mbv2_ca_050', tmp_path / 'cache')), float)
+    (link,) = (tmp_path / 'cache').rglob('model.safetensors')
+    target = link.resolve().rename(tmp_path / 'elsewhere')
+    link.unlink()
+    link.symlink_to(target)
+    error, message = worker(create('mbv2_ca_050', tmp_path / 'cache'))
+    assert error == 'DownloadError'
+    assert 'outside of the cache' in message
+    assert link.is_symlink()
+    assert target.exists()
+
+
 def test_cache_that_cannot_be_written(hub, worker, tmp_path):
     backbone(hub, 'mobilenetv2_050.lamb_in1k')
     (tmp_path / 'file').touch()

@@ -141,7 +141,7 @@ BROKEN = {
         'rot',
     ),
     'name that is not UTF-8': (lambda d: os.rename(bytes(d / 'red'), bytes(d) + b'/r\xffd'), 'not UTF-8'),
-    'loop of links': (lambda d: (d / 'red' / 'up').symlink_to(d), 'directly inside'),
+    'loop of links': (lambda d: (d / 'red' / 'up').symlink_to(d), 'a folder that it lies in'),
 }
 
 

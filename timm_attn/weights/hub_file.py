@@ -26,15 +26,20 @@ def hub_file(repo: str, name: str, revision: str | None = None, cache_dir: str |
         DownloadError: If it is not the expected file, which is then removed from the cache.
         Exception: Those of ``hf_hub_download``, if it cannot be fetched.
     """
+    before = try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision)
     path = Path(_fetch(repo, name, revision, cache_dir))
     cache = Path(cache_dir or constants.HF_HUB_CACHE)
     folder = cache / f'models--{repo.replace("/", "--")}'
     # What large repositories share lies in the cache's own folder of blobs.
     homes = (folder / 'blobs', folder / 'snapshots', cache / 'blobs')
     if not any(path.resolve().is_relative_to(home.resolve()) for home in homes):
-        raise DownloadError(
-            f'{path} is a link out of the cache, to {path.resolve()}: it is not used. Remove it, unless it is yours.'
-        )
+        target = path.resolve()
+        if str(path) == before:
+            advice = f'Remove {path}, unless the link is yours.'
+        else:
+            path.unlink()  # the link that this call made; what it points to may be the user's
+            advice = 'It was removed.'
+        raise DownloadError(f'{name} of {repo} is outside of the cache, at {target}: it is not used. {advice}')
     sha256 = path.readlink().name if path.is_symlink() else ''
     if re.fullmatch('[0-9a-f]{64}', sha256):
         with path.open('rb') as f:
