@@ -1,5 +1,6 @@
 """Every registered model through every way out of eager PyTorch: script, export, compile, ONNX."""
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -29,11 +30,20 @@ SIZES = {n: sum(p.numel() for p in timm.create_model(n, device='meta').parameter
 SMALLEST = {}
 for _name in sorted(MODELS, key=SIZES.get, reverse=True):
     SMALLEST[model_entrypoint(_name).__module__] = _name
+# Of two networks of the same blocks the deeper one shows nothing new, and takes minutes.
+DEEPER = [name for name in MODELS if name.endswith(('34', '101'))]
+
+
+def cost(name):
+    return [pytest.mark.exhaustive] if name in DEEPER else [pytest.mark.slow] * (name not in SMALLEST.values())
+
+
 every_model = pytest.mark.parametrize('model_and_image', MODELS, indirect=True)
 every_model_slowly = pytest.mark.parametrize(  # quickly only the smallest of each family
-    'model_and_image',
-    [pytest.param(name, marks=[pytest.mark.slow] * (name not in SMALLEST.values())) for name in MODELS],
-    indirect=True,
+    'model_and_image', [pytest.param(name, marks=cost(name)) for name in MODELS], indirect=True
+)
+only_slowly = pytest.mark.parametrize(
+    'model_and_image', [pytest.param(name, marks=cost(name) or pytest.mark.slow) for name in MODELS], indirect=True
 )
 
 
@@ -56,16 +66,6 @@ def test_jit_trace(model_and_image):
 
 
 @every_model_slowly
-def test_portable(model_and_image):
-    """Operations of PyTorch only, for converters and for runtimes without Python."""
-    model, x, expected = model_and_image
-    program = torch.export.export(timm_attn.optimize(model, portable=True), (x,)).run_decompositions({})
-    names = {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
-    assert not any('timm_attn' in name or 'diagonal' in name or 'eye' in name for name in names)
-    close(program.module()(x), expected)
-
-
-@every_model_slowly
 def test_export(model_and_image):
     model, x, expected = model_and_image
     batch = torch.export.Dim('batch', min=1, max=64)
@@ -84,31 +84,32 @@ def test_compile_without_graph_breaks(model_and_image):
         close(compiled(x[:2]), expected[:2])
 
 
-def compare_with_eager(model, x, layout, backend):
+def compare_with_eager(model, x, layout, backend, tolerance):
     """Values and gradients, in both layouts: no kernel may be chosen by other strides than those that arrive."""
     model.to(memory_format=layout)
     x = x[:, :, :64, :64].contiguous(memory_format=layout)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
+    exact = copy.deepcopy(model).double()  # batch statistics of few pixels magnify what is rounded in another order
     with torch.no_grad():
         close(compiled(x), model(x))
-    model.train().drop_rate = 0.0  # dropout would draw other numbers
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.0  # both forward passes start from the same statistics
-    values, grads = [], []
-    for forward in (compiled, model):
-        model.zero_grad()
-        y = forward(x)
+    results = []
+    for forward, network in ((compiled, model), (model, model), (exact, exact)):
+        network.train().drop_rate = 0.0  # dropout would draw other numbers
+        for module in network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 0.0  # all start from the same statistics
+        network.zero_grad()
+        y = forward(x.to(next(network.parameters()).dtype))
         y.square().mean().backward()
-        values.append(y.detach())
-        grads.append({key: p.grad for key, p in model.named_parameters()})
-    close(*values)
-    largest = max(grad.abs().max().item() for grad in grads[1].values())
-    for key, grad in grads[1].items():
-        atol = 1e-4 * grad.abs().max().item() + 1e-6 * largest  # of a bias before a batch norm only rounding is left
-        torch.testing.assert_close(grads[0][key], grad, rtol=1e-3, atol=atol, msg=lambda m, key=key: f'{key}: {m}')
+        results.append({'value': y.detach(), **{key: p.grad for key, p in network.named_parameters()}})
+    largest = max(grad.abs().max().item() for grad in results[2].values())
+    for key, expected in results[2].items():
+        of_compiled, of_eager = ((result[key].double() - expected).abs().max().item() for result in results[:2])
+        # of a bias before a batch norm only rounding is left
+        allowed = 10 * of_eager + tolerance * (expected.abs().max().item() + 1e-2 * largest)
+        assert of_compiled <= allowed, f'{key}: off by {of_compiled}, eager by {of_eager}'
 
 
 each_layout = pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
@@ -117,7 +118,7 @@ each_layout = pytest.mark.parametrize('layout', [torch.contiguous_format, torch.
 @each_layout
 @every_model_slowly
 def test_compiled_equals_eager(model_and_image, layout):
-    compare_with_eager(*model_and_image[:2], layout, 'aot_eager')
+    compare_with_eager(*model_and_image[:2], layout, 'aot_eager', tolerance=1e-4)
 
 
 WITH_ATTENTION = {}  # the smallest of each family that has one
@@ -127,21 +128,25 @@ for _name in sorted(MODELS, key=SIZES.get, reverse=True):
 
 
 @pytest.mark.parametrize(
-    ('model_and_image', 'layout'),
-    [
-        pytest.param(name, layout, marks=pytest.mark.slow if quick else pytest.mark.exhaustive, id=f'{name}-{layout}')
-        for name in MODELS
-        for layout in (torch.contiguous_format, torch.channels_last)
-        for quick in [name in WITH_ATTENTION.values() and layout == torch.channels_last]
-    ],
-    indirect=['model_and_image'],
+    'model_and_image', sorted({*WITH_ATTENTION.values(), *(n for n in MODELS if n.endswith('_cifar'))}), indirect=True
 )
-def test_default_backend_equals_eager(model_and_image, layout):
-    compare_with_eager(*model_and_image[:2], layout, 'inductor')
+def test_portable(model_and_image):
+    """Operations of PyTorch only, for converters and for runtimes without Python."""
+    model, x, expected = model_and_image
+    program = torch.export.export(timm_attn.optimize(model, portable=True), (x,)).run_decompositions({})
+    names = {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
+    assert not any('timm_attn' in name or 'diagonal' in name or 'eye' in name for name in names)
+    close(program.module()(x), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
+@each_layout
 @every_model
+def test_default_backend_equals_eager(model_and_image, layout):
+    compare_with_eager(*model_and_image[:2], layout, 'inductor', tolerance=1e-2)  # it orders sums in its own way
+
+
+@only_slowly
 def test_compiled_training_step_under_autocast(model_and_image):
     model, x, _ = model_and_image
     compiled = torch.compile(model.train(), fullgraph=True, backend='aot_eager')
@@ -150,8 +155,7 @@ def test_compiled_training_step_under_autocast(model_and_image):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.slow
-@every_model
+@only_slowly
 def test_onnx(model_and_image, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     model, x, expected = model_and_image
