@@ -1,4 +1,5 @@
 import os
+from collections import defaultdict
 
 os.environ['HF_HUB_OFFLINE'] = '1'  # no test may depend on the network; read when huggingface_hub is imported
 if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -23,3 +24,23 @@ def pytest_runtest_makereport(item, call):
     # names of files that are no UTF-8, which processes cannot tell each other
     report.sections = [tuple(t.encode(errors='backslashreplace').decode() for t in pair) for pair in report.sections]
     return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of the attack, whose cases its fixture counts."""
+    areas = defaultdict(lambda: [0, 0])
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, 'when', '') != 'teardown':
+                continue
+            for key, value in report.user_properties:
+                if key == 'attack':
+                    area, tried, wrong = value
+                    areas[area][0] += tried
+                    areas[area][1] += wrong
+    if areas:
+        terminalreporter.section('attack')
+        rows = [('area', 'tried', 'wrong'), *((area, *map(str, n)) for area, n in sorted(areas.items()))]
+        rows.append(('all', *(str(sum(n[i] for n in areas.values())) for i in (0, 1))))
+        for area, tried, wrong in rows:
+            terminalreporter.write_line(f'{area:24}{tried:>8}{wrong:>8}')

@@ -1,12 +1,9 @@
 """The attack: many hostile or extreme cases in each area, counted, with one table at the end of the run."""
 
 import traceback
-from collections import defaultdict
 from contextlib import contextmanager
 
 import pytest
-
-KEY = 'attack'
 
 
 def pytest_collection_modifyitems(items):
@@ -39,27 +36,8 @@ def attack(request):
     counter = Attack()
     yield counter
     area = request.node.path.stem.removeprefix('test_').removeprefix('attack_').replace('_', ' ')
-    request.node.user_properties.append((KEY, (area, counter.tried, len(counter.wrong))))
+    request.node.user_properties.append(('attack', (area, counter.tried, len(counter.wrong))))
     if counter.wrong:
         some = '\n'.join(counter.wrong[:20])
         pytest.fail(f'{len(counter.wrong)} of {counter.tried} cases are wrong:\n{some}', pytrace=False)
     assert counter.tried, 'this attack tried nothing'
-
-
-def pytest_terminal_summary(terminalreporter):
-    areas = defaultdict(lambda: [0, 0])
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if getattr(report, 'when', '') != 'teardown':
-                continue
-            for key, value in report.user_properties:
-                if key == KEY:
-                    area, tried, wrong = value
-                    areas[area][0] += tried
-                    areas[area][1] += wrong
-    if areas:
-        terminalreporter.section('attack')
-        rows = [('area', 'tried', 'wrong'), *((area, *map(str, n)) for area, n in sorted(areas.items()))]
-        rows.append(('all', *(str(sum(n[i] for n in areas.values())) for i in (0, 1))))
-        for area, tried, wrong in rows:
-            terminalreporter.write_line(f'{area:24}{tried:>8}{wrong:>8}')
