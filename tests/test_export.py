@@ -143,7 +143,9 @@ def test_portable(model_and_image):
 @each_layout
 @every_model
 def test_default_backend_equals_eager(model_and_image, layout):
-    compare_with_eager(*model_and_image[:2], layout, 'inductor', tolerance=1e-2)  # it orders sums in its own way
+    model, x, _ = model_and_image
+    # in float64, since its order of sums differs, and batch statistics of few pixels magnify rounding
+    compare_with_eager(model.double(), x.double(), layout, 'inductor', tolerance=1e-7)
 
 
 @only_slowly
