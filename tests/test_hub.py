@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -103,10 +104,9 @@ def python(code, hub, package, home, preexec_fn=None, **extra):
     return process.stdout.strip()
 
 
-@pytest.fixture(scope='module')
-def worker(hub, package, tmp_path_factory):
+@contextmanager
+def worker_process(hub, package, home):
     """Function that runs code in one process which has loaded the package; the value of ``result`` comes back."""
-    home = tmp_path_factory.mktemp('home')
     process = subprocess.Popen(
         [sys.executable, '-c', WORKER], cwd=home, env=environment(hub, package, home), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -120,6 +120,12 @@ def worker(hub, package, tmp_path_factory):
     yield run
     process.stdin.close()
     process.wait()
+
+
+@pytest.fixture(scope='module')
+def worker(hub, package, tmp_path_factory):
+    with worker_process(hub, package, tmp_path_factory.mktemp('home')) as run:
+        yield run
 
 
 def in_two_processes(code, hub, package, home):

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from hub_server import Hub
 from safetensors.torch import save
-from test_hub import WORKER, environment
+from test_hub import environment, worker_process
 
 from timm_attn.weights import DownloadError, http_file
 from timm_attn.weights.download import fetch_url
@@ -439,21 +439,8 @@ def hub():
 
 @pytest.fixture(scope='module')
 def client(hub, tmp_path_factory):
-    """Function that runs code in a process whose Hub is the local one."""
-    home = tmp_path_factory.mktemp('home')
-    process = subprocess.Popen(
-        [sys.executable, '-c', WORKER], cwd=home, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, env=environment(hub, Path(__file__).parents[2], home),
-    )  # fmt: skip
-
-    def run(code):
-        process.stdin.write(json.dumps(code) + '\n')
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    yield run
-    process.stdin.close()
-    process.wait()
+    with worker_process(hub, Path(__file__).parents[2], tmp_path_factory.mktemp('home')) as run:
+        yield run
 
 
 def make(name, cache):
