@@ -318,7 +318,7 @@ def _add(images: dict[int, ImageResult], new: Iterable[ImageResult]) -> None:
         known = images.get(image.image_id) or added.setdefault(image.image_id, image)
         if not known.same_image(image):
             raise ValueError(
-                f'Two different images have the id {image.image_id}; their objects differ. Each image of a data set needs '
+                f'Two different images have the id {image.image_id}: their objects differ. Each image needs '
                 "an 'image_id' of its own."
             )
     images |= added
