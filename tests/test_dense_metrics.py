@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torchvision import tv_tensors
 
 from timm_attn.dense.metrics import DetectionMetric, SegmentationMetric
 
@@ -24,13 +25,8 @@ def boxes(*rows):
 
 
 def found(box, labels, scores=None, **more):
-    scores = [0.9 - 0.1 * i for i in range(len(box))] if scores is None else scores
-    return {
-        'boxes': boxes(*box),
-        'labels': torch.tensor(labels, dtype=torch.int64),
-        'scores': torch.tensor(scores),
-        **more,
-    }
+    scores = torch.tensor([0.9 - 0.1 * i for i in range(len(box))]) if scores is None else torch.as_tensor(scores)
+    return {'boxes': boxes(*box), 'labels': torch.tensor(labels, dtype=torch.int64), 'scores': scores, **more}
 
 
 def truth(image_id, box, labels, **more):
@@ -237,16 +233,28 @@ def test_an_image_counts_once():
     predictions, targets = random_set(4)
     metric = evaluated(predictions, targets)
     expected = metric.compute()
-    metric.update([found([], [])], targets[:1])
+    target = max(targets, key=lambda target: len(target['labels']))
+    metric.update([found([], [])], [target])
     assert metric.compute() == expected
-    other = next(target for target in targets if len(target['labels'])) | {'image_id': targets[0]['image_id']}
-    if not len(targets[0]['labels']) or other['boxes'] is targets[0]['boxes']:
-        other = other | {'boxes': other['boxes'] + 1}
-    with pytest.raises(ValueError, match=f"Two different images have the id {other['image_id']}: .* an 'image_id'"):
-        metric.update([found([], []), found([], [])], [truth(1000, [], []), other])
+    changed = target | {'boxes': target['boxes'] + 1}
+    with pytest.raises(ValueError, match=f"Two different images have the id {changed['image_id']}: .* an 'image_id'"):
+        metric.update([found([], []), found([], [])], [truth(1000, [], []), changed])
     assert metric.compute() == expected  # nothing of the batch
     metric.reset()
     assert metric.compute()['images'] == 0
+
+
+def test_tensors_of_torchvision():
+    box = tv_tensors.BoundingBoxes([[0.0, 0, 16, 16]], format='XYXY', canvas_size=(20, 30))
+    mask = tv_tensors.Mask(torch.ones(1, 20, 30, dtype=torch.uint8))
+    target = truth(torch.tensor([7]), [], [1]) | {'boxes': box, 'masks': mask}
+    prediction = found([], [1], torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True).exp())
+    prediction |= {
+        'boxes': torch.tensor([[0, 0, 16, 16]], dtype=torch.float16),
+        'masks': torch.full((1, 1, 20, 30), 0.6),
+    }
+    numbers = evaluated([prediction], [target], masks=True).compute()
+    assert (numbers['AP'], numbers['mask_AP']) == (1.0, 1.0)
 
 
 def test_the_metric_keeps_copies():
@@ -389,7 +397,9 @@ def test_voc_by_hand():
     assert of_cat(objects[:1], [0.9], difficult=torch.ones(3)) == [None, None]
     # of equal scores, the first is the best
     assert of_cat([[90, 90, 99, 99], *objects], [0.5] * 4) == pytest.approx([0.75, 0.75])
-    assert of_cat(objects + [[90, 90, 99, 99]] * 60, [0.5] * 3 + [0.4, 0.5] * 30) == pytest.approx([1, 1])
+    miss = [90, 90, 99, 99]
+    detections = [box for found_object in objects for box in (found_object, miss)] + [miss] * 60
+    assert of_cat(detections, [0.5, 0.4] * 33) == pytest.approx([1, 1])  # a sort that is not stable mixes them
 
 
 # several processes

@@ -23,7 +23,7 @@ def import_extra(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as e:
         package = module.partition('.')[0].replace('_', '-')
-        raise ImportError(f'The metrics of detectors need {package}: pip install "timm-attn[dense]"') from e
+        raise ImportError(f'This needs {package}: pip install "timm-attn[dense]"') from e
 
 
 @dataclass(frozen=True, eq=False)
