@@ -87,6 +87,6 @@ def _open(record: ImageRecord, annotations: Annotations, quick: bool) -> None:
         if not quick:
             load_mask(record.mask, annotations.mask_coding)
     if quick:
-        find_orientation(record.image, size)
+        find_orientation(record.image, size, record.mask)
     else:
-        load_image(record.image, size)
+        load_image(record.image, size, record.mask)

@@ -77,7 +77,8 @@ class DetectionDataset(_AnnotatedImages):
         transforms: Called with image and target, such as :func:`ssd_transforms`.
         drop_difficult: Whether training leaves out difficult objects.
         drop_empty: Whether training leaves out images in which no object is left.
-        skip_invalid: Whether to leave out what has a defect, instead of raising an error.
+        skip_invalid: Whether to leave out what the reader found to have a defect, instead of raising an error. Damaged
+            images show only when they are opened: ``check(annotations).valid`` is without them, too.
 
     Raises:
         InvalidDatasetError: If the annotations have defects, and ``skip_invalid`` is not set.
@@ -145,7 +146,8 @@ class SegmentationDataset(_AnnotatedImages):
     Args:
         annotations: What :func:`read_image_masks` returned.
         transforms: Called with image and mask, such as :func:`segmentation_transforms`.
-        skip_invalid: Whether to leave out what has a defect, instead of raising an error.
+        skip_invalid: Whether to leave out what the reader found to have a defect, instead of raising an error. Damaged
+            images show only when they are opened: ``check(annotations).valid`` is without them, too.
 
     Raises:
         InvalidDatasetError: If the annotations have defects, and ``skip_invalid`` is not set.
@@ -164,7 +166,7 @@ class SegmentationDataset(_AnnotatedImages):
 
     def _load(self, record: ImageRecord) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         mask = torch.from_numpy(load_mask(record.mask, self._coding))
-        image = load_image(record.image, tuple(mask.shape))
+        image = load_image(record.image, tuple(mask.shape), record.mask)
         return tv_tensors.Image(image), tv_tensors.Mask(mask)
 
 

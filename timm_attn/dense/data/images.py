@@ -19,7 +19,7 @@ _TURNED = {  # EXIF orientations that swap height and width, and what turns an u
 }
 
 
-def load_image(path: str, size: tuple[int, int] | None) -> Image.Image:
+def load_image(path: str, size: tuple[int, int] | None, mask: str = '') -> Image.Image:
     """Read an annotated image as RGB.
 
     It is upright, as its EXIF orientation says, unless its annotation was made on the image as it is stored.
@@ -27,11 +27,12 @@ def load_image(path: str, size: tuple[int, int] | None) -> Image.Image:
     Args:
         path: The image.
         size: Height and width that its annotation states; None if it states none.
+        mask: The mask whose size this is, if it is that of one.
 
     Raises:
         InvalidRecord: As :func:`find_orientation` does, or if the image cannot be decoded.
     """
-    turn_back = find_orientation(path, size)
+    turn_back = find_orientation(path, size, mask)
     try:
         image = open_image(path)
     except ValueError as e:
@@ -42,12 +43,13 @@ def load_image(path: str, size: tuple[int, int] | None) -> Image.Image:
     return image
 
 
-def find_orientation(path: str, size: tuple[int, int] | None) -> Image.Transpose | None:
+def find_orientation(path: str, size: tuple[int, int] | None, mask: str = '') -> Image.Transpose | None:
     """Compare the header of an image with its annotation.
 
     Args:
         path: The image.
         size: As for :func:`load_image`.
+        mask: As for :func:`load_image`.
 
     Returns:
         How to turn the upright image into the one that was annotated; None if it is the same.
@@ -60,11 +62,10 @@ def find_orientation(path: str, size: tuple[int, int] | None) -> Image.Transpose
     stored, orientation = _read_header(path, 'image')
     upright = stored[::-1] if orientation in _TURNED else stored
     if (width, height) not in (stored, upright):
-        raise InvalidRecord(
-            'wrong image size',
-            f'it has {upright[0]} x {upright[1]} pixels, but {width} x {height} are annotated',
-            path,
-        )
+        pixels = f'{upright[0]} x {upright[1]} pixels'
+        if mask:
+            raise InvalidRecord('wrong mask size', f'it has {width} x {height} pixels, {path!r} has {pixels}', mask)
+        raise InvalidRecord('wrong image size', f'it has {pixels}, but {width} x {height} are annotated', path)
     if orientation != 1 and stored == upright:
         raise InvalidRecord(
             'unclear orientation',
@@ -138,7 +139,10 @@ def _read_header(path: str, what: str) -> tuple[tuple[int, int], int]:
         if image.format != 'PNG' or 'exif' in image.info:  # otherwise Pillow decodes a PNG to look for it at its end
             with suppress(Exception):  # an orientation that cannot be read is none
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return image.size, orientation if orientation in range(1, 9) else 1
+        size = image.size
+        if image.format == 'TIFF' and orientation in _TURNED:  # of these Pillow states the upright size
+            size = size[::-1]
+        return size, orientation if orientation in range(1, 9) else 1
 
     return _open(path, what, read)
 

@@ -75,7 +75,8 @@ class InvalidRecord(ValueError):
         self.file = file
 
     def __str__(self) -> str:
-        return printable(': '.join(part for part in (self.file, self.kind, self.message) if part))
+        text = printable(': '.join(part for part in (self.file, self.kind, self.message) if part))
+        return f'{text}. timm_attn.dense.data.check finds all of these, and its report has the valid rest.'
 
     def at(self, file: str, record: str = '') -> Defect:
         """The defect, for a list.
