@@ -112,11 +112,21 @@ def compare_with_eager(model, x, layout, backend, tolerance):
         assert of_compiled <= allowed, f'{key}: off by {of_compiled}, eager by {of_eager}'
 
 
-each_layout = pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-@each_layout
-@every_model_slowly
+def cost_of_layout(name, layout):
+    """Kernels are chosen by strides in channels_last; the other layout is for the smallest of each family."""
+    usual = layout == torch.channels_last or name in SMALLEST.values()
+    return cost(name) if usual else [pytest.mark.exhaustive]
+
+
+@pytest.mark.parametrize(
+    'model_and_image, layout',
+    [pytest.param(name, layout, marks=cost_of_layout(name, layout)) for name in MODELS for layout in LAYOUTS],
+    indirect=['model_and_image'],
+    ids=str,
+)
 def test_compiled_equals_eager(model_and_image, layout):
     compare_with_eager(*model_and_image[:2], layout, 'aot_eager', tolerance=1e-4)
 
@@ -140,7 +150,7 @@ def test_portable(model_and_image):
 
 
 @pytest.mark.exhaustive
-@each_layout
+@pytest.mark.parametrize('layout', LAYOUTS, ids=str)
 @every_model
 def test_default_backend_equals_eager(model_and_image, layout):
     model, x, _ = model_and_image
