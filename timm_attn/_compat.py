@@ -5,6 +5,7 @@ checked by running the tests with it.
 """
 
 import torch
+from timm.models._efficientnet_blocks import InvertedResidual
 from timm.models._efficientnet_builder import decode_arch_def, resolve_bn_args, round_channels
 from timm.models._features import feature_take_indices
 from timm.models._hub import get_cache_dir, hf_split, load_model_config_from_path
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 __all__ = [
     'BatchNormBase',
     'ConvertsStateDict',
+    'InvertedResidual',
     'TorchDispatchMode',
     'children_by_name',
     'copy_forward_hooks',
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 # timm builds MobileNetV2 from a definition in text (decode_arch_def, round_channels, resolve_bn_args), as every model
-# file of timm itself does; feature_take_indices resolves the indices of forward_intermediates the way timm's models do;
+# file of timm itself does; the extra blocks of SSDLite are its InvertedResidual; feature_take_indices resolves the indices of forward_intermediates the way timm's models do;
 # get_cache_dir, hf_split and load_model_config_from_path are what timm finds pretrained weights with.
 #
 # BatchNormBase is the only common base of torch's batch norms. TorchDispatchMode and tree_leaves count what a model

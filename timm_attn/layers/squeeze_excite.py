@@ -32,5 +32,6 @@ register_attention(
         'the depthwise convolution of each block that expands',
         zeroed=('fc2',),
         gates=1,
+        authors_keys=((r'^conv\.0\.', 'fc1.'), (r'^conv\.2\.', 'fc2.')),
     )
 )

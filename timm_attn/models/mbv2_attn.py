@@ -8,6 +8,7 @@ Papers:
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
 
 from timm.layers import create_attn, get_act_layer
@@ -26,7 +27,13 @@ __all__ = ['AttnMobileNetV2']
 
 _DEPTHS = (1, 2, 3, 4, 3, 3, 1)
 _FIRST = {'0': 'conv_dw', '1': 'bn1', '3': 'conv_pw', '4': 'bn2'}
-_OTHER = {'0': 'conv_pw', '1': 'bn1', '3': 'conv_dw', '4': 'bn2', '6': 'se', '7': 'conv_pwl', '8': 'bn3'}
+AUTHORS_BLOCK = {'0': 'conv_pw', '1': 'bn1', '3': 'conv_dw', '4': 'bn2', '6': 'se', '7': 'conv_pwl', '8': 'bn3'}
+"""Layers of a block that expands, under the authors' names."""
+_TORCHVISION_FIRST = {'0.0': 'conv_dw', '0.1': 'bn1', '1': 'conv_pw', '2': 'bn2'}
+TORCHVISION_BLOCK = {
+    '0.0': 'conv_pw', '0.1': 'bn1', '1.0': 'conv_dw', '1.1': 'bn2', '2': 'conv_pwl', '3': 'bn3',
+}  # fmt: skip
+"""Layers of a block that expands, under torchvision's names."""
 _MM_FIRST = {'0.conv': 'conv_dw', '0.bn': 'bn1', '1': 'se', '2.conv': 'conv_pw', '2.bn': 'bn2'}
 _MM_OTHER = {
     '0.conv': 'conv_pw', '0.bn': 'bn1', '1.conv': 'conv_dw', '1.bn': 'bn2', '2': 'se', '3.conv': 'conv_pwl',
@@ -36,7 +43,13 @@ _MM_OTHER = {
 
 def _houqb_block(match: re.Match) -> str:
     index, layer = int(match[1]) - 1, match[2]
-    names = _FIRST if index == 0 else _OTHER
+    names = _FIRST if index == 0 else AUTHORS_BLOCK
+    return f'blocks.{block_name(index, _DEPTHS)}.{names.get(layer, layer)}.'
+
+
+def _torchvision_block(match: re.Match) -> str:
+    index, layer = int(match[1]) - 1, match[2]
+    names = _TORCHVISION_FIRST if index == 0 else TORCHVISION_BLOCK
     return f'blocks.{block_name(index, _DEPTHS)}.{names.get(layer, layer)}.'
 
 
@@ -58,6 +71,15 @@ _rename_key = substitute(
     (r'^(?:conv\.1|conv2\.bn)\.', 'bn2.'),
     (r'^(?:classifier\.1|head\.fc)\.', 'classifier.'),
 )
+
+torchvision_key = substitute(
+    (r'^features\.0\.0\.', 'conv_stem.'),
+    (r'^features\.0\.1\.', 'bn1.'),
+    (r'^features\.18\.0\.', 'conv_head.'),
+    (r'^features\.18\.1\.', 'bn2.'),
+    (r'^features\.(\d+)\.conv\.(\d\.\d|\d)\.', _torchvision_block),
+)
+"""Key of torchvision's MobileNetV2 -> timm's. It tells the layers by other numbers than the authors' code does."""
 
 
 class AttnMobileNetV2(ZooModel, EfficientNet):
@@ -104,13 +126,17 @@ class AttnMobileNetV2(ZooModel, EfficientNet):
             round_chs_fn=round_chs_fn,
             act_layer=get_act_layer(act_layer),
             norm_layer=norm_layer or partial(nn.BatchNorm2d, **resolve_bn_args(kwargs)),
-            se_layer=None if attn_layer is None else partial(_in_block, attn_layer),
+            se_layer=None if attn_layer is None else in_block(attn_layer),
         )
         super().__init__(**dict(model_args, **kwargs))
 
 
-def _in_block(attn_layer, channels: int, act_layer=None, device=None, dtype=None) -> nn.Module:
-    """Build an attention layer inside a block, which hands its own activation and no reduction ratio to the layer."""
+def in_block(attn_layer) -> Callable[..., nn.Module]:
+    """Attention class -> what timm's blocks call with the channels and their own activation, which it leaves out."""
+    return partial(_build, attn_layer)
+
+
+def _build(attn_layer, channels: int, act_layer=None, device=None, dtype=None) -> nn.Module:
     return create_attn(attn_layer, channels, device=device, dtype=dtype)
 
 

@@ -133,12 +133,15 @@ class SandglassBlock(nn.Module):
         self.skip = skip
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate and skip else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = x
+    def expand(self, x: torch.Tensor) -> torch.Tensor:
+        """Input (B, in_channels, H, W) -> the map before the last depthwise convolution (B, out_channels, H, W)."""
         x = self.attn(self.bn1(self.conv_dw1(x)))
         x = self.bn2(self.conv_reduce(x))
-        x = self.bn3(self.conv_expand(x))
-        x = self.bn4(self.conv_dw2(x))
+        return self.bn3(self.conv_expand(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = x
+        x = self.bn4(self.conv_dw2(self.expand(x)))
         if self.skip:
             x = self.drop_path(x)
             x += shortcut
@@ -229,6 +232,33 @@ class MobileNeXt(ZooModel, StagedNet):
                 )
         super().__init__(conv_stem, bn1, stages, feature_info, num_classes, in_chans, global_pool, drop_rate, **dd)
         self.init_weights()
+
+    def forward_expanded(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Images -> maps inside two blocks, before their last depthwise convolution, and the final map; for SSDLite.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+
+        Returns:
+            The map of the last block that halves the resolution, (B, 576, H / 16, W / 16); that of the last block,
+            (B, 1280, H / 32, W / 32); and what :meth:`forward_features` returns, of the same shape.
+        """
+        expanded = self._expanded_blocks()
+        maps = []
+        x = self.bn1(self.conv_stem(x))
+        for stage in self.stages:
+            for block in stage:
+                if block in expanded:  # neither has a skip
+                    x = block.expand(x)
+                    maps.append(x)
+                    x = block.bn4(block.conv_dw2(x))
+                else:
+                    x = block(x)
+        return [*maps, x]
+
+    def _expanded_blocks(self) -> tuple[SandglassBlock, SandglassBlock]:
+        last_downsampling = max(i for i, (_, _, _, stride) in enumerate(_STAGES) if stride == 2)
+        return self.stages[last_downsampling][0], self.stages[-1][-1]
 
     @torch.jit.ignore
     def init_weights(self) -> None:
