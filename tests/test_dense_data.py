@@ -651,8 +651,8 @@ def unknown_value(folder):
     write_masks(folder, {'a': np.full((30, 40), 2, dtype=np.uint8)})
 
 
-def negative_value(folder):
-    Image.fromarray(np.full((30, 40), -7, dtype=np.int32)).save(folder / 'masks' / 'a.tif')
+def value_of_32_bits(folder, value):
+    Image.fromarray(np.full((30, 40), value, dtype=np.int32)).save(folder / 'masks' / 'a.tif')
     (folder / 'masks' / 'a.png').unlink()
 
 
@@ -666,7 +666,8 @@ def colours(folder):
 
 DEFECTS_OF_MASKS = {
     'unknown value': ('unknown mask value', unknown_value),
-    'negative value': ('unknown mask value', negative_value),
+    'negative value': ('unknown mask value', lambda folder: value_of_32_bits(folder, 1 - 2**16)),
+    'huge value': ('unknown mask value', lambda folder: value_of_32_bits(folder, 2**16)),
     'other size': ('wrong mask size', other_size),
     'colours': ('unreadable mask', colours),
     'no image': ('unreadable mask', lambda folder: (folder / 'masks' / 'a.png').write_bytes(b'no image')),

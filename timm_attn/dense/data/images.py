@@ -19,15 +19,15 @@ _TURNED = {  # EXIF orientations that swap height and width, and what turns an u
 }
 
 
-def load_image(path: str, size: tuple[int, int] | None, mask: str = '') -> Image.Image:
+def load_image(path: str, size: tuple[int, int], mask: str = '') -> Image.Image:
     """Read an annotated image as RGB.
 
     It is upright, as its EXIF orientation says, unless its annotation was made on the image as it is stored.
 
     Args:
         path: The image.
-        size: Height and width that its annotation states; None if it states none.
-        mask: The mask whose size this is, if it is that of one.
+        size: Height and width that its annotation states, or those of its mask.
+        mask: Path of the mask whose size this is, for the error.
 
     Raises:
         InvalidRecord: As :func:`find_orientation` does, or if the image cannot be decoded.
@@ -38,12 +38,12 @@ def load_image(path: str, size: tuple[int, int] | None, mask: str = '') -> Image
     except ValueError as e:
         raise InvalidRecord('unreadable image', str(e), path) from None
     image = image if turn_back is None else image.transpose(turn_back)
-    if size and image.size != size[::-1]:  # an orientation that only decoding finds
+    if image.size != size[::-1]:  # an orientation that only decoding finds
         raise InvalidRecord('unclear orientation', f'it is decoded as {image.width} x {image.height} pixels', path)
     return image
 
 
-def find_orientation(path: str, size: tuple[int, int] | None, mask: str = '') -> Image.Transpose | None:
+def find_orientation(path: str, size: tuple[int, int], mask: str = '') -> Image.Transpose | None:
     """Compare the header of an image with its annotation.
 
     Args:
@@ -58,7 +58,7 @@ def find_orientation(path: str, size: tuple[int, int] | None, mask: str = '') ->
         InvalidRecord: If the image is missing, is none, or has another size, or if its EXIF orientation turns it and
             the size does not tell whether the annotation is of the turned image.
     """
-    height, width = size or read_size(path)
+    height, width = size
     stored, orientation = _read_header(path, 'image')
     upright = stored[::-1] if orientation in _TURNED else stored
     if (width, height) not in (stored, upright):
@@ -106,7 +106,7 @@ def load_mask(path: str, coding: MaskCoding) -> np.ndarray:
     if mask.ndim != 2 or mask.dtype not in (bool, np.uint8, np.uint16, np.int32):
         raise InvalidRecord(
             'unreadable mask',
-            'it holds colours; a mask has one whole number a pixel, as a PNG with a palette or with 8 or 16 bit grey',
+            'it has colours or fractions; a mask has one whole number a pixel: a PNG with a palette or grey',
             path,
         )
     ids, unknown = coding.decode(mask.astype(np.uint8) if mask.dtype == bool else mask)

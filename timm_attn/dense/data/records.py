@@ -178,14 +178,14 @@ class ImageRecord:
     Attributes:
         image_id: Number that no other image of the data set has.
         image: Path of the image.
-        size: Height and width in pixels that the annotation states; None with a mask, which has the size itself.
+        size: Height and width in pixels that the annotation states; zero with a mask, which has a size itself.
         objects: Objects for detection; none with a mask.
         mask: Path of the mask for segmentation.
     """
 
     image_id: int
     image: str
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] = (0, 0)
     objects: Objects = field(default_factory=lambda: collect_objects([]))
     mask: str = ''
 
