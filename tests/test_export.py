@@ -122,7 +122,7 @@ def cost_of_layout(name, layout):
 
 
 @pytest.mark.parametrize(
-    'model_and_image, layout',
+    ('model_and_image', 'layout'),
     [pytest.param(name, layout, marks=cost_of_layout(name, layout)) for name in MODELS for layout in LAYOUTS],
     indirect=['model_and_image'],
     ids=str,

@@ -36,8 +36,9 @@ __all__ = [
 ]
 
 # timm builds MobileNetV2 from a definition in text (decode_arch_def, round_channels, resolve_bn_args), as every model
-# file of timm itself does; the extra blocks of SSDLite are its InvertedResidual; feature_take_indices resolves the indices of forward_intermediates the way timm's models do;
-# get_cache_dir, hf_split and load_model_config_from_path are what timm finds pretrained weights with.
+# file of timm itself does; the extra blocks of SSDLite are its InvertedResidual; feature_take_indices resolves the
+# indices of forward_intermediates the way timm's models do; get_cache_dir, hf_split and load_model_config_from_path are
+# what timm finds pretrained weights with.
 #
 # BatchNormBase is the only common base of torch's batch norms. TorchDispatchMode and tree_leaves count what a model
 # computes; torch documents both in its notes on extending PyTorch, but has not moved them to a public module.

@@ -1,11 +1,13 @@
 """The builders by name, and what each model remembers of its own: enough to be built again from a file."""
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from torch import nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 T = TypeVar('T', bound=Callable[..., nn.Module])
 
@@ -31,9 +33,20 @@ def builder(function: T) -> T:
     return build  # type: ignore[return-value]
 
 
-def count_classes(
-    num_classes: int | None, classes: Sequence[str] | None, default: int, background: bool = True
-) -> int:
+def check_arguments(model_cls: type[nn.Module], kwargs: dict) -> None:
+    """Refuse arguments that torchvision's detectors would take without using them.
+
+    Raises:
+        TypeError: If an argument is unknown; the message names the nearest.
+    """
+    known = {*inspect.signature(model_cls).parameters, *inspect.signature(GeneralizedRCNNTransform).parameters}
+    for name in kwargs.keys() - known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f'Did you mean {near[0]!r}?' if near else f"torchvision's {model_cls.__name__} describes what there is."
+        raise TypeError(f'Unknown argument {name!r}. {hint}')
+
+
+def count_classes(num_classes: int | None, classes: Sequence[str] | None, default: int, background: bool = True) -> int:
     """Number of a model's classes.
 
     Args:

@@ -79,7 +79,7 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
     try:
         with safe_open(path, framework='pt') as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as e:
         raise CheckpointError(f'Cannot read {str(path)!r} as a safetensors file: {str(e)[:200]}') from None
     name, args = _recipe(metadata, path)
@@ -102,8 +102,8 @@ def _recipe(metadata: dict[str, str], path: Path) -> tuple[str, dict]:
     """Builder and arguments of a file, as far as they can be trusted."""
     if _KEY not in metadata:
         raise CheckpointError(
-            f'{str(path)!r} does not say how its model was built: it was not written by timm_attn.dense.save. Build the '
-            'model and load the tensors with safetensors.torch.load_file and load_state_dict.'
+            f'{str(path)!r} does not say how its model was built: it was not written by timm_attn.dense.save. Build '
+            'the model and load the tensors with safetensors.torch.load_file and load_state_dict.'
         )
     try:
         recipe = json.loads(metadata[_KEY])
@@ -129,8 +129,8 @@ def _check_fit(tensors: dict[str, torch.Tensor], model: nn.Module, path: Path) -
     wrong = [key for key in {**own, **tensors} if own.get(key) != getattr(tensors.get(key), 'shape', None)]
     if wrong:
         raise CheckpointError(
-            f'{len(wrong)} tensors of {str(path)!r} are missing, unexpected or of another shape ({", ".join(wrong[:3])}): '
-            'it was changed after it was saved.'
+            f'{len(wrong)} tensors of {str(path)!r} are missing, unexpected or of another shape ({", ".join(wrong[:3])}'
+            '): it was changed after it was saved.'
         )
     if odd := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise CheckpointError(f'{str(path)!r} holds values that are not finite, in {", ".join(odd[:3])}.')

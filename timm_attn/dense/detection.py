@@ -7,6 +7,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops.feature_pyramid_network import (
     ExtraFPNBlock,
     FeaturePyramidNetwork,
@@ -14,7 +15,7 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelP6P7,
 )
 
-from .builders import builder, count_classes
+from .builders import builder, check_arguments, count_classes
 from .features import BatchNormMode, FeatureMaps, make_backbone
 from .inputs import check_detection_inputs
 from .ssdlite import MEAN, SIZE, VARIANTS, SSDLite, make_ssdlite_backbone
@@ -159,6 +160,7 @@ def retinanet(
 def _pyramid_detector(
     detector, strides, extra_blocks, backbone, num_classes, pretrained, trainable_layers, batch_norm, args, kwargs
 ):
+    check_arguments(detector, kwargs)
     if pretrained and trainable_layers is None:
         trainable_layers = _DEFAULT_TRAINABLE
     model, trainable_layers = make_backbone(backbone, pretrained, trainable_layers, args)
@@ -217,12 +219,11 @@ def ssdlite320(
     """
     if variant not in VARIANTS:
         raise ValueError(f'variant={variant!r} must be one of {", ".join(map(repr, VARIANTS))}.')
+    check_arguments(SSD, kwargs)
     chosen = VARIANTS[variant]
     num_classes = count_classes(num_classes, classes, chosen.num_classes)
     model, trainable_layers = make_backbone(backbone, pretrained_backbone, trainable_layers, backbone_args)
-    maps = make_ssdlite_backbone(
-        model, attn_in_extras, trainable_layers=trainable_layers, batch_norm=batch_norm
-    )
+    maps = make_ssdlite_backbone(model, attn_in_extras, trainable_layers=trainable_layers, batch_norm=batch_norm)
     mean = MEAN if maps.body.mean == IMAGENET_DEFAULT_MEAN else maps.body.mean
     options = dict(image_mean=mean, image_std=maps.body.std) | kwargs
     # the smallest map is a single cell, whose norm has only the batch to learn from

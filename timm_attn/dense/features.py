@@ -115,13 +115,14 @@ class FeatureMaps(nn.Module):
         """
         was_training = self.training
         first = next(self.model.parameters())
-        maps = self.eval().maps(torch.zeros(1, 3, 64, 64, device=first.device, dtype=first.dtype))
-        self.train(was_training)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        if trained:
-            gradients = torch.autograd.grad(sum(m.sum() for m in maps), trained, allow_unused=True)
-            for parameter, gradient in zip(trained, gradients, strict=True):
-                parameter.requires_grad_(gradient is not None)
+        with torch.enable_grad():
+            maps = self.eval().maps(torch.zeros(1, 3, 64, 64, device=first.device, dtype=first.dtype))
+            total = sum(m.sum() for m in maps)
+            gradients = torch.autograd.grad(total, trained, allow_unused=True) if trained else ()
+        self.train(was_training)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
         return [m.shape[1] for m in maps]
 
 

@@ -55,9 +55,11 @@ def _check_detection(model: nn.Module, args: tuple, kwargs: dict) -> None:
 def _check_target(target: Mapping, which: str, num_classes: int) -> None:
     boxes, labels = target.get('boxes'), target.get('labels')
     if not isinstance(boxes, torch.Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"The target of {which} must have 'boxes' of shape (N, 4); an image without objects has (0, 4).")
+        raise ValueError(
+            f"The target of {which} must have 'boxes' of shape (N, 4); an image without objects has (0, 4)."
+        )
     if not isinstance(labels, torch.Tensor) or labels.shape != boxes.shape[:1]:
-        raise ValueError(f"The target of {which} must have a label for each of its {len(boxes)} boxes.")
+        raise ValueError(f'The target of {which} must have a label for each of its {len(boxes)} boxes.')
     if not len(boxes):
         return
     if labels.min() < 1 or labels.max() >= num_classes:

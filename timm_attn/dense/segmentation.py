@@ -62,10 +62,10 @@ def deeplabv3(
     num_classes = count_classes(num_classes, classes, 21, background=False)
     try:
         model, trainable_layers = make_backbone(backbone, pretrained_backbone, trainable_layers, backbone_args)
-    except TypeError as e:
-        if 'output_stride' not in str(e):
+    except (AssertionError, TypeError) as e:  # so timm refuses what cannot be dilated
+        if isinstance(e, TypeError) and 'output_stride' not in str(e):
             raise
-        raise ValueError(f'{backbone} cannot be dilated: it takes no output_stride.') from None
+        raise ValueError(f'{backbone} cannot be built with output_stride={output_stride}.') from None
     maps = FeatureMaps(
         model, (output_stride,), names=('out',), trainable_layers=trainable_layers, batch_norm=batch_norm
     )

@@ -92,7 +92,7 @@ class DefaultBoxes(DefaultBoxGenerator):
         scales = [m / size for m in min_sizes]
         super().__init__([list(ratios) for ratios in aspect_ratios], scales=scales, steps=list(steps), clip=True)
 
-    def _generate_wh_pairs(self, num_outputs, dtype=torch.float32, device=torch.device('cpu')):
+    def _generate_wh_pairs(self, num_outputs, dtype=torch.float32, device=None):
         pairs = []
         for low, high, ratios in zip(self.scales, self.max_scales, self.aspect_ratios, strict=True):
             middle = math.sqrt(low * high)
@@ -285,7 +285,9 @@ class SSDLite(ConvertsStateDict, SSD):
         if self.focal:
             logits = head_outputs['cls_logits']
             # index 0 is the background, which no output stands for
-            labels = torch.stack([F.pad(t['labels'], (1, 0))[m + 1] for t, m in zip(targets, matched_idxs, strict=True)])
+            labels = torch.stack(
+                [F.pad(t['labels'], (1, 0))[m + 1] for t, m in zip(targets, matched_idxs, strict=True)]
+            )
             one_hot = F.one_hot(labels, logits.shape[-1] + 1)[..., 1:].to(logits.dtype)
             focal = sigmoid_focal_loss(logits, one_hot, alpha=0.25, gamma=2, reduction='sum')
             losses['classification'] = 5 * focal / (labels > 0).sum().clamp(min=1)
