@@ -7,7 +7,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from golden import DATA, authors_state_dict, rule_image
+from golden import DATA, authors_state_dict, rule_image, rule_weight
+from timm.models import load_checkpoint
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
@@ -188,3 +189,13 @@ def test_the_authors_file_with_squeeze_and_excitation():
     model.load_state_dict(theirs)
     for (_, given), loaded in zip(theirs.items(), model.state_dict().values(), strict=True):
         assert torch.equal(given, loaded)
+
+
+@pytest.mark.parametrize('wrap', [lambda sd: sd, lambda sd: {'model': sd, 'optimizer': {}, 'iteration': 1}])
+def test_the_authors_checkpoint_files(wrap, tmp_path):
+    numbers = json.loads((DATA / 'dense' / f'{CASES[0]}.json').read_text())
+    torch.save(wrap(authors_state_dict(numbers)), tmp_path / 'model_final.pth')
+    model = dense.ssdlite320('mobilenetv2_100', variant='coco')
+    load_checkpoint(model, str(tmp_path / 'model_final.pth'))
+    bias = rule_weight('box_head.predictor.cls_headers.5.bias', [324])
+    assert torch.equal(model.head.classification_head.module_list[5].bias, bias)
