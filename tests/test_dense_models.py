@@ -468,20 +468,23 @@ def test_save_and_load(build, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['model.safetensors']
 
 
-def test_a_file_of_pretrained_weights_is_built_without_a_network(monkeypatch, tmp_path):
+@pytest.mark.parametrize('builder', ['fasterrcnn', 'deeplabv3'])
+def test_a_file_of_pretrained_weights_is_built_without_a_network(builder, monkeypatch, tmp_path):
     create = timm.create_model
 
     def without_weights(name, pretrained=False, **kwargs):
         return create(name, **kwargs)
 
     monkeypatch.setattr(timm, 'create_model', without_weights)
-    model = dense.fasterrcnn('resnet10t', 2, pretrained_backbone=True)
+    model = getattr(dense, builder)('resnet10t', 2, pretrained_backbone=True)
     dense.save(model, tmp_path / 'model.safetensors')
     monkeypatch.undo()
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         loaded = dense.load(tmp_path / 'model.safetensors')
-    assert any(isinstance(m, FROZEN) for m in loaded.modules())
+    frozen = [[isinstance(m, FROZEN) for m in network.modules()] for network in (model, loaded)]
+    assert frozen[0] == frozen[1]
+    assert any(frozen[1]) == (builder == 'fasterrcnn')
 
 
 def test_a_module_as_backbone(tmp_path):

@@ -9,6 +9,8 @@ from typing import TypeVar
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from .features import FeatureMaps
+
 T = TypeVar('T', bound=Callable[..., nn.Module])
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {}
@@ -24,6 +26,10 @@ def builder(function: T) -> T:
         model = function(*args, **kwargs)
         given = dict(bound.arguments)
         given |= given.pop('kwargs', {})
+        if isinstance(given['backbone'], nn.Module):
+            given['backbone'] = None  # whoever builds the model again passes it
+        # what followed from the weights of the backbone, which need not be there the next time
+        given['batch_norm'] = next(m for m in model.modules() if isinstance(m, FeatureMaps)).batch_norm
         classes = given.get('classes')
         model.classes = None if classes is None else list(classes)
         model.recipe = dict(builder=function.__name__, args=given)

@@ -35,9 +35,7 @@ def save(model: nn.Module, path: str | Path) -> None:
             f'This {type(model).__name__} was not made by a builder of timm_attn.dense, so that a file could not tell '
             'how to build it. Save model.state_dict() instead.'
         )
-    args = dict(recipe['args'])
-    if isinstance(args['backbone'], nn.Module):
-        args['backbone'] = None  # whoever loads the file passes it
+    args = recipe['args']
     for name, value in args.items():
         try:
             json.dumps(value)
@@ -119,8 +117,6 @@ def _recipe(metadata: dict[str, str], path: Path) -> tuple[str, dict]:
     if refused := [key for key in backbone_args if key in _NOT_FROM_A_FILE]:
         raise CheckpointError(f'{str(path)!r} sets {", ".join(refused)} of its backbone, which is refused.')
     args |= dict(pretrained_backbone=False, trainable_layers=None)
-    if 'batch_norm' not in args and recipe['args'].get('pretrained_backbone') and name != 'ssdlite320':
-        args['batch_norm'] = 'frozen'
     return name, args
 
 

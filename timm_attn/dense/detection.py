@@ -18,7 +18,7 @@ from torchvision.ops.feature_pyramid_network import (
 from .builders import builder, check_arguments, count_classes
 from .features import BatchNormMode, FeatureMaps, make_backbone
 from .inputs import check_detection_inputs
-from .ssdlite import MEAN, SIZE, VARIANTS, SSDLite, make_ssdlite_backbone
+from .ssdlite import MEAN, VARIANTS, SSDLite, make_ssdlite_backbone
 
 _COCO_IDS = 91  # torchvision's number of classes: the categories' ids run to 90, with holes
 _DEFAULT_TRAINABLE = 3  # torchvision's and mmdetection's: the stem and the first stage are frozen
@@ -227,4 +227,4 @@ def ssdlite320(
     mean = MEAN if maps.body.mean == IMAGENET_DEFAULT_MEAN else maps.body.mean
     options = dict(image_mean=mean, image_std=maps.body.std) | kwargs
     # the smallest map is a single cell, whose norm has only the batch to learn from
-    return check_detection_inputs(SSDLite(maps, chosen, num_classes, **options), num_classes, size=SIZE)
+    return check_detection_inputs(SSDLite(maps, chosen, num_classes, **options), num_classes, smallest_batch=2)

@@ -8,19 +8,19 @@ from torch import nn
 from .._compat import BatchNormBase
 
 
-def check_detection_inputs(model: nn.Module, num_classes: int, size: int | None = None) -> nn.Module:
+def check_detection_inputs(model: nn.Module, num_classes: int, smallest_batch: int = 1) -> nn.Module:
     """Let a detector check its targets before it computes anything.
 
     Args:
         model: The detector.
         num_classes: Number of classes, background included.
-        size: Side of the images where the detector resizes them to one; its last map is then a single cell.
+        smallest_batch: Images that its batch norms need, where they are trained.
 
     Returns:
         The detector.
     """
     model.num_classes = num_classes
-    model.smallest_batch = 2 if size else 1
+    model.smallest_batch = smallest_batch
     model.register_forward_pre_hook(_check_detection, with_kwargs=True)
     return model
 
