@@ -234,8 +234,10 @@ def test_an_image_counts_once():
     metric = evaluated(predictions, targets)
     expected = metric.compute()
     target = max(targets, key=lambda target: len(target['labels']))
-    metric.update([found([], [])], [target])
+    metric.update([predictions[targets.index(target)]], [target])
     assert metric.compute() == expected
+    with pytest.raises(ValueError, match=rf'image {target["image_id"]} was added before, .* Call reset\(\)'):
+        metric.update([found([], [])], [target])
     changed = target | {'boxes': target['boxes'] + 1}
     with pytest.raises(ValueError, match=f"Two different images have the id {changed['image_id']}: .* an 'image_id'"):
         metric.update([found([], []), found([], [])], [truth(1000, [], []), changed])
@@ -307,9 +309,9 @@ def test_wrong_batches_masks_and_arguments():
         evaluated([GOOD[0] | {'masks': torch.ones(2, 1, 20, 30)}], [GOOD[1] | {'masks': masks}], masks=True)
     with pytest.raises(ValueError, match='keeps no masks'):
         evaluated([GOOD[0]], [GOOD[1]]).coco_results(masks=True)
-    with pytest.raises(ValueError, match='occur twice: cat'):
+    with pytest.raises(ValueError, match="must be unique; 'cat' is there twice"):
         DetectionMetric(['cat', 'dog', 'cat'])
-    with pytest.raises(ValueError, match='No classes'):
+    with pytest.raises(ValueError, match='must be a list of names; got'):
         DetectionMetric([])
     with pytest.raises(ValueError, match='needs 2 different numbers'):
         DetectionMetric(['cat', 'dog'], category_ids=[1, 1])

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted(path.stem for path in (ROOT / 'docs').glob('*.md'))
 BLOCK = re.compile(r'(?:^<!-- (not run|file): (.*?) -->\n)?^```(\w+)\n(.*?)^```$', re.M | re.S)
 # Blocks of a page that must run, at least.
-RUN = dict(install=1, models=6, weights=4, predict=2, finetune=1, dense=4, deploy=5, use_with=3, contributing=2)
+RUN = dict(install=1, models=6, weights=4, predict=2, finetune=1, dense=5, deploy=5, use_with=3, contributing=2)
 
 by_page = pytest.mark.parametrize('page', PAGES)
 
@@ -67,7 +67,7 @@ def prepare(folder):
 def test_python_runs(page, tmp_path, monkeypatch):
     blocks = list(python_blocks(page))
     assert len(blocks) >= RUN.get(page, 0)
-    for package in ('onnxruntime', 'openvino', 'transformers'):
+    for package in ('onnxruntime', 'openvino', 'segmentation_models_pytorch', 'transformers'):
         if any(package in code for _, code in blocks):
             pytest.importorskip(package)
     prepare(tmp_path)

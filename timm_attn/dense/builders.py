@@ -3,17 +3,33 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from .data.records import check_classes
 from .features import FeatureMaps
 
 T = TypeVar('T', bound=Callable[..., nn.Module])
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+
+
+_OUR_NAMES = {  # for arguments of torchvision's and timm's functions
+    'pretrained': 'pretrained_backbone',
+    'trainable_backbone_layers': 'trainable_layers',
+    'weights': 'pretrained_backbone',
+    'weights_backbone': 'pretrained_backbone',
+}
+NOT_IN_A_FILE = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'url')
+"""Arguments of timm.create_model that read other files: a file with a model must not ask for them."""
+
+
+def is_plain_name(backbone: str) -> bool:
+    """Whether a backbone is the name of a network, and not a place to load one from, such as ``hf-hub:``."""
+    return ':' not in backbone and '/' not in backbone
 
 
 def builder(function: T) -> T:
@@ -26,8 +42,11 @@ def builder(function: T) -> T:
         model = function(*args, **kwargs)
         given = dict(bound.arguments)
         given |= given.pop('kwargs', {})
-        if isinstance(given['backbone'], nn.Module):
-            given['backbone'] = None  # whoever builds the model again passes it
+        # Whoever builds the model again passes a backbone that is not a name. Weights are in the file.
+        if not isinstance(given['backbone'], str) or not is_plain_name(given['backbone']):
+            given['backbone'] = None
+        if args_of_backbone := given.get('backbone_args'):
+            given['backbone_args'] = {k: v for k, v in args_of_backbone.items() if k not in NOT_IN_A_FILE}
         # what followed from the weights of the backbone, which need not be there the next time
         given['batch_norm'] = next(m for m in model.modules() if isinstance(m, FeatureMaps)).batch_norm
         classes = given.get('classes')
@@ -39,17 +58,27 @@ def builder(function: T) -> T:
     return build  # type: ignore[return-value]
 
 
-def check_arguments(model_cls: type[nn.Module], kwargs: dict) -> None:
+def check_arguments(model_cls: type[nn.Module], kwargs: dict, taken: Collection[str] = ()) -> None:
     """Refuse arguments that torchvision's detectors would take without using them.
+
+    Args:
+        model_cls: The detector's class.
+        kwargs: Its arguments.
+        taken: Arguments that a builder sets itself.
 
     Raises:
         TypeError: If an argument is unknown; the message names the nearest.
     """
     known = {*inspect.signature(model_cls).parameters, *inspect.signature(GeneralizedRCNNTransform).parameters}
-    for name in kwargs.keys() - known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f'Did you mean {near[0]!r}?' if near else f"torchvision's {model_cls.__name__} describes what there is."
-        raise TypeError(f'Unknown argument {name!r}. {hint}')
+    for name in kwargs:
+        if name in taken:
+            raise TypeError(f'{name!r} is set by the builder, and cannot be given.')
+        if name not in known:
+            near = (
+                [_OUR_NAMES[name]] if name in _OUR_NAMES else difflib.get_close_matches(name, known - set(taken), n=1)
+            )
+            hint = f'Did you mean {near[0]!r}?' if near else f'torchvision describes those of {model_cls.__name__}.'
+            raise TypeError(f'Unknown argument {name!r}. {hint}')
 
 
 def count_classes(num_classes: int | None, classes: Sequence[str] | None, default: int, background: bool = True) -> int:
@@ -65,8 +94,9 @@ def count_classes(num_classes: int | None, classes: Sequence[str] | None, defaul
         ValueError: If they contradict each other, or there are too few.
     """
     if classes is not None:
-        if isinstance(classes, str) or not classes or not all(isinstance(name, str) for name in classes):
-            raise ValueError(f'classes must be a list of names, not {classes!r}.')
+        classes = check_classes(classes)
+        if background and classes[0].strip('_').lower() == 'background':
+            raise ValueError(f'classes must be without background; the first is {classes[0]!r}.')
         if num_classes not in (None, len(classes) + background):
             raise ValueError(
                 f'num_classes={num_classes} does not go with {len(classes)} names of classes'
@@ -75,6 +105,8 @@ def count_classes(num_classes: int | None, classes: Sequence[str] | None, defaul
         return len(classes) + background
     if num_classes is None:
         return default
+    if not isinstance(num_classes, int):
+        raise ValueError(f'num_classes must be a whole number, not {num_classes!r}. Names go to classes=.')
     if num_classes < 1 + background:
         raise ValueError(
             f'num_classes={num_classes} must be at least {1 + background}'

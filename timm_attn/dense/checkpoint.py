@@ -1,6 +1,7 @@
 """A detector or segmenter as one safetensors file that knows how it was built and what its classes are called."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -10,24 +11,25 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..weights import CheckpointError
-from .builders import BUILDERS
+from .builders import BUILDERS, NOT_IN_A_FILE, is_plain_name
+from .features import FeatureMaps
 
 _KEY = 'timm_attn'
-_NOT_FROM_A_FILE = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'url')
-"""Arguments of timm.create_model that read other files."""
 
 
 def save(model: nn.Module, path: str | Path) -> None:
     """Write a model that a builder of this package made, its weights, and the names of its classes.
 
-    The file is complete or is not written at all.
+    The file holds what was given to the builder, which parameters are frozen, and ``model.classes``, but no other
+    attribute that was changed since. It is complete or is not written at all.
 
     Args:
         model: The model.
         path: File to write or replace, by convention ``*.safetensors``.
 
     Raises:
-        ValueError: If the model was not made by a builder, or with an argument that a file cannot hold.
+        ValueError: If the model was not made by a builder, or with an argument that a file cannot hold, or there is no
+            such folder.
     """
     recipe = getattr(model, 'recipe', None)
     if recipe is None:
@@ -35,7 +37,7 @@ def save(model: nn.Module, path: str | Path) -> None:
             f'This {type(model).__name__} was not made by a builder of timm_attn.dense, so that a file could not tell '
             'how to build it. Save model.state_dict() instead.'
         )
-    args = recipe['args']
+    args = {**recipe['args'], 'classes': model.classes}
     for name, value in args.items():
         try:
             json.dumps(value)
@@ -44,11 +46,16 @@ def save(model: nn.Module, path: str | Path) -> None:
                 f'{recipe["builder"]} was given {name}={type(value).__name__}, which a file cannot hold. Save '
                 'model.state_dict() instead.'
             ) from None
+    mean, std = _normalization(model)
+    frozen = [key for key, parameter in model.named_parameters() if not parameter.requires_grad]
+    content = dict(builder=recipe['builder'], args=args, mean=mean, std=std, frozen=frozen)
     path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f'There is no folder {str(path.parent)!r} to write {path.name!r} to.')
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        save_file(tensors, part, metadata={_KEY: json.dumps(dict(builder=recipe['builder'], args=args))})
+        save_file(tensors, part, metadata={_KEY: json.dumps(content)})
         umask = os.umask(0)
         os.umask(umask)
         part.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
@@ -62,10 +69,12 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
 
     Args:
         path: The file.
-        backbone: The backbone, if the saved model was built on a module and not on a name; it is taken over.
+        backbone: The backbone, if the saved model was built on a module, or on a place such as ``hf-hub:``, and not on
+            the name of a network; it is taken over.
 
     Returns:
-        The model in evaluation mode; ``model.classes`` are the names of its classes, or None.
+        The model in evaluation mode, with the parameters frozen that were; ``model.classes`` are the names of its
+        classes, or None.
 
     Raises:
         CheckpointError: If the file cannot be read, was not written by :func:`save`, or does not fit.
@@ -80,44 +89,73 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as e:
         raise CheckpointError(f'Cannot read {str(path)!r} as a safetensors file: {str(e)[:200]}') from None
-    name, args = _recipe(metadata, path)
+    content = _content(metadata, path)
+    name, args = content['builder'], content['args']
     if args.get('backbone') is None:
         if backbone is None:
-            raise ValueError(f'The model in {str(path)!r} was built on a module: pass it as backbone.')
+            raise ValueError(f'The model in {str(path)!r} was not built on the name of a network: pass its backbone.')
         args['backbone'] = backbone
     elif backbone is not None:
         raise ValueError(f'The model in {str(path)!r} is built on {args["backbone"]!r}; pass no backbone.')
     try:
         model = BUILDERS[name](**args)
-    except (ValueError, TypeError, RuntimeError) as e:
-        raise CheckpointError(f'The model in {str(path)!r} cannot be built: {str(e)[:500]}') from e
+    except Exception as e:  # of any kind: the arguments may be anything
+        reason = str(e)[:500] or type(e).__name__
+        raise CheckpointError(f'The model in {str(path)!r} cannot be built: {reason}') from e
     _check_fit(tensors, model, path)
     model.load_state_dict(tensors)
+    _set_normalization(model, content['mean'], content['std'])
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key not in content['frozen'])
     return model.eval()
 
 
-def _recipe(metadata: dict[str, str], path: Path) -> tuple[str, dict]:
-    """Builder and arguments of a file, as far as they can be trusted."""
+def _maps(model: nn.Module) -> FeatureMaps:
+    return next(module for module in model.modules() if isinstance(module, FeatureMaps))
+
+
+def _normalization(model: nn.Module) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the images: those of a detector, or those that a segmenter tells its user."""
+    if hasattr(model, 'transform'):
+        return list(model.transform.image_mean), list(model.transform.image_std)
+    return list(_maps(model).mean), list(_maps(model).std)
+
+
+def _set_normalization(model: nn.Module, mean: list[float], std: list[float]) -> None:
+    if hasattr(model, 'transform'):
+        model.transform.image_mean, model.transform.image_std = mean, std
+    else:
+        _maps(model).mean, _maps(model).std = tuple(mean), tuple(std)
+
+
+def _content(metadata: dict[str, str], path: Path) -> dict:
+    """What a file tells of its model, as far as it can be trusted."""
     if _KEY not in metadata:
         raise CheckpointError(
             f'{str(path)!r} does not say how its model was built: it was not written by timm_attn.dense.save. Build '
             'the model and load the tensors with safetensors.torch.load_file and load_state_dict.'
         )
     try:
-        recipe = json.loads(metadata[_KEY])
-        name, args = recipe['builder'], dict(recipe['args'])
+        content = json.loads(metadata[_KEY])
+        name, args, frozen = content['builder'], dict(content['args']), set(content['frozen'])
+        numbers = [list(map(float, content[key])) for key in ('mean', 'std')]
         backbone, backbone_args = args.get('backbone'), dict(args.get('backbone_args') or {})
-    except (ValueError, TypeError, KeyError):
+        known = BUILDERS.get(name)
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise CheckpointError(f'The metadata of {str(path)!r} are damaged.') from None
-    if name not in BUILDERS:
+    if known is None:
         raise CheckpointError(f'{str(path)!r} holds a {str(name)[:50]!r}; known are: {", ".join(BUILDERS)}.')
+    mean, std = numbers
+    if len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or min(std, default=0) <= 0:
+        raise CheckpointError(f'The mean and std in {str(path)!r} are not those of images.')
     # A file names a network, and must not make timm read or fetch another file.
-    if backbone is not None and (not isinstance(backbone, str) or ':' in backbone or '/' in backbone):
+    if backbone is not None and not (isinstance(backbone, str) and is_plain_name(backbone)):
         raise CheckpointError(f'The backbone in {str(path)!r} is not the name of a model: {str(backbone)[:50]!r}.')
-    if refused := [key for key in backbone_args if key in _NOT_FROM_A_FILE]:
+    if refused := [key for key in backbone_args if key in NOT_IN_A_FILE]:
         raise CheckpointError(f'{str(path)!r} sets {", ".join(refused)} of its backbone, which is refused.')
+    # the weights are here, and which of them are frozen is told by name
     args |= dict(pretrained_backbone=False, trainable_layers=None)
-    return name, args
+    return dict(builder=name, args=args, frozen=frozen, mean=mean, std=std)
 
 
 def _check_fit(tensors: dict[str, torch.Tensor], model: nn.Module, path: Path) -> None:
@@ -126,7 +164,7 @@ def _check_fit(tensors: dict[str, torch.Tensor], model: nn.Module, path: Path) -
     if wrong:
         raise CheckpointError(
             f'{len(wrong)} tensors of {str(path)!r} are missing, unexpected or of another shape ({", ".join(wrong[:3])}'
-            '): it was changed after it was saved.'
+            '): the model was changed after it was built, or the file after it was saved.'
         )
     if odd := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise CheckpointError(f'{str(path)!r} holds values that are not finite, in {", ".join(odd[:3])}.')

@@ -21,6 +21,9 @@ from .inputs import check_detection_inputs
 from .ssdlite import MEAN, VARIANTS, SSDLite, make_ssdlite_backbone
 
 _COCO_IDS = 91  # torchvision's number of classes: the categories' ids run to 90, with holes
+_FIXED = (
+    'anchor_generator', 'fixed_size', 'head', 'max_size', 'min_size', 'size', 'size_divisible', 'topk_candidates',
+)  # fmt: skip
 _DEFAULT_TRAINABLE = 3  # torchvision's and mmdetection's: the stem and the first stage are frozen
 
 
@@ -160,7 +163,7 @@ def retinanet(
 def _pyramid_detector(
     detector, strides, extra_blocks, backbone, num_classes, pretrained, trainable_layers, batch_norm, args, kwargs
 ):
-    check_arguments(detector, kwargs)
+    check_arguments(detector, kwargs, taken=('box_predictor', 'mask_predictor'))  # they follow from num_classes
     if pretrained and trainable_layers is None:
         trainable_layers = _DEFAULT_TRAINABLE
     model, trainable_layers = make_backbone(backbone, pretrained, trainable_layers, args)
@@ -170,10 +173,19 @@ def _pyramid_detector(
         trainable_layers=trainable_layers,
         batch_norm=batch_norm or ('frozen' if pretrained else 'train'),
     )
-    options = dict(image_mean=list(body.mean), image_std=list(body.std))
+    options = _normalization(body, body.mean, kwargs)
     return check_detection_inputs(
         detector(PyramidBackbone(body, extra_blocks), num_classes, **(options | kwargs)), num_classes
     )
+
+
+def _normalization(maps: FeatureMaps, mean, kwargs: dict) -> dict[str, list[float]]:
+    """Mean and standard deviation of images for a detector."""
+    if maps.in_chans != len(mean) and not {'image_mean', 'image_std'} <= kwargs.keys():
+        raise ValueError(
+            f'The backbone takes {maps.in_chans} channels: pass image_mean and image_std with as many numbers.'
+        )
+    return dict(image_mean=list(mean), image_std=list(maps.std))
 
 
 @builder
@@ -219,12 +231,12 @@ def ssdlite320(
     """
     if variant not in VARIANTS:
         raise ValueError(f'variant={variant!r} must be one of {", ".join(map(repr, VARIANTS))}.')
-    check_arguments(SSD, kwargs)
+    check_arguments(SSD, kwargs, taken=_FIXED)
     chosen = VARIANTS[variant]
     num_classes = count_classes(num_classes, classes, chosen.num_classes)
     model, trainable_layers = make_backbone(backbone, pretrained_backbone, trainable_layers, backbone_args)
     maps = make_ssdlite_backbone(model, attn_in_extras, trainable_layers=trainable_layers, batch_norm=batch_norm)
     mean = MEAN if maps.body.mean == IMAGENET_DEFAULT_MEAN else maps.body.mean
-    options = dict(image_mean=mean, image_std=maps.body.std) | kwargs
+    options = _normalization(maps.body, mean, kwargs) | kwargs
     # the smallest map is a single cell, whose norm has only the batch to learn from
     return check_detection_inputs(SSDLite(maps, chosen, num_classes, **options), num_classes, smallest_batch=2)

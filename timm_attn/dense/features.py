@@ -9,7 +9,6 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import freeze_batch_norm_2d
-from timm.models import group_parameters
 from torch import nn
 
 from .. import models  # noqa: F401  registers the zoo
@@ -31,11 +30,12 @@ class FeatureMaps(nn.Module):
             EfficientNet that is the map behind the last 1x1 convolution, with 1280 channels and not 320.
         trainable_layers: Number of resolution stages, counted from the last, that are trained. The stages before them
             are frozen, with their attention; the norms of frozen stages stay in evaluation mode. None trains all.
-        batch_norm: ``'train'`` leaves batch norm as it is; ``'eval'`` keeps the statistics and trains weight and bias
-            (mmdetection's ``norm_eval``, as in CSA's detectors); ``'frozen'`` keeps both, as torchvision's detectors
-            do with pretrained weights.
+        batch_norm: Of the whole model, attention included. ``'train'`` leaves batch norm as it is; ``'eval'`` keeps the
+            statistics and trains weight and bias (mmdetection's ``norm_eval``, as in CSA's detectors); ``'frozen'``
+            keeps both, as torchvision's detectors do with pretrained weights.
 
     Attributes:
+        in_chans: Channels of the images.
         out_channels: Channels of each map.
         strides: Stride of each map.
         strides_of_model: Stride of each level of the model.
@@ -60,7 +60,10 @@ class FeatureMaps(nn.Module):
             raise ValueError(f"batch_norm={batch_norm!r} must be one of 'train', 'eval', 'frozen'.")
         name = _name(model)
         if not hasattr(model, 'forward_intermediates') or not hasattr(model, 'feature_info'):
-            raise ValueError(f'{name} has no forward_intermediates, so its feature maps cannot be had.')
+            raise ValueError(
+                f'{name} has no forward_intermediates: its feature maps are not accessible. Of a timm model pass the '
+                'whole network, without features_only.'
+            )
         levels = [dict(level) for level in _feature_info(model)]
         reductions = [level['reduction'] for level in levels]
         if missing := [stride for stride in strides if stride not in reductions]:
@@ -84,7 +87,9 @@ class FeatureMaps(nn.Module):
         else:
             model.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
         self.model = freeze_batch_norm_2d(model) if batch_norm == 'frozen' else model
-        self.out_channels = self._probe() if final else [levels[i]['num_chs'] for i in self.indices]
+        self.in_chans = getattr(model, 'in_chans', 3)
+        self.out_channels = self._probe(name, levels[-1]['num_chs'], cfg.get('input_size', (3, 224, 224))[-1])
+        self.train(self.training)
 
     def train(self, mode: bool = True):
         """As ``torch.nn.Module.train``; batch norm that keeps its statistics stays in evaluation mode."""
@@ -108,21 +113,30 @@ class FeatureMaps(nn.Module):
         last, maps = self.model.forward_intermediates(x, self.indices)
         return [*maps[:-1], last]
 
-    def _probe(self) -> list[int]:
-        """Channels of each map, which ``num_features`` does not state for every model's final one.
+    def _probe(self, name: str, channels: int, usual_size: int) -> list[int]:
+        """Channels of each map, from a forward pass; what the maps do not depend on is frozen.
 
-        What the maps do not depend on is frozen: distributed training refuses parameters without a gradient.
+        Distributed training refuses parameters without a gradient.
         """
         was_training = self.training
         first = next(self.model.parameters())
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        with torch.enable_grad():
-            maps = self.eval().maps(torch.zeros(1, 3, 64, 64, device=first.device, dtype=first.dtype))
-            total = sum(m.sum() for m in maps)
-            gradients = torch.autograd.grad(total, trained, allow_unused=True) if trained else ()
-        self.train(was_training)
+        trained = [p for p in self.model.parameters() if p.requires_grad and not p.is_inference()]
+        for size in (64, usual_size):  # some networks take only their own size
+            x = torch.zeros(1, self.in_chans, size, size, device=first.device, dtype=first.dtype)
+            try:
+                with torch.enable_grad():
+                    maps = self.eval().maps(x)
+                    total = sum(m.sum() for m in maps)
+                break
+            except (AssertionError, RuntimeError):
+                if size == usual_size:
+                    raise
+        if maps[-1].shape[1] != channels and maps[-1].shape[-1] == channels:
+            raise ValueError(f'The final map of {name} has the shape {tuple(maps[-1].shape)}, not (B, C, H, W).')
+        gradients = torch.autograd.grad(total, trained, allow_unused=True) if trained else ()
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
+        self.train(was_training)
         return [m.shape[1] for m in maps]
 
 
@@ -155,7 +169,7 @@ def make_backbone(
             )
         return backbone, trainable_layers
     if not isinstance(backbone, str):
-        raise ValueError(f'backbone must be the name of a timm model or a model, not a {type(backbone).__name__}.')
+        raise ValueError(f'backbone must be the name of a timm model or a model, not {type(backbone).__name__}.')
     if trainable_layers is not None and not pretrained:
         warnings.warn(
             f'trainable_layers={trainable_layers} has no effect without pretrained_backbone=True: stages of random '
@@ -163,7 +177,10 @@ def make_backbone(
             stacklevel=4,
         )
         trainable_layers = None
-    return timm.create_model(backbone, pretrained=pretrained, **(backbone_args or {})), trainable_layers
+    args = dict(backbone_args or {})
+    if 'pretrained' in args:
+        raise ValueError('Pass pretrained_backbone instead of pretrained in backbone_args.')
+    return timm.create_model(backbone, pretrained=pretrained, **args), trainable_layers
 
 
 def _name(model: nn.Module) -> str:
@@ -184,11 +201,12 @@ def _freeze(model: nn.Module, levels: list[str], trainable_layers: int, name: st
     if trainable_layers == 0:
         model.requires_grad_(False)
         return
-    # timm's groups by depth also know the stem and the blocks between two levels
-    groups = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    # A network registers its layers in the order in which they run; a level may be an activation or a pooling layer.
     last_frozen = levels[len(levels) - trainable_layers - 1]
-    inside = [depth for key, depth in groups.items() if key.startswith(f'{last_frozen}.')]
-    until = max(inside, default=min(groups.values()))  # the level of a stem may be an activation
-    for key, parameter in model.named_parameters():
-        if groups[key] <= until:
+    order = [key for key, _ in model.named_modules()]
+    if last_frozen not in order:
+        raise ValueError(f'{name} does not tell where its stages end: trainable_layers must be 0 or {len(levels)}.')
+    inside = [i for i, key in enumerate(order) if key == last_frozen or key.startswith(f'{last_frozen}.')]
+    for key in order[1 : max(inside) + 1]:
+        for parameter in model.get_submodule(key).parameters(recurse=False):
             parameter.requires_grad_(False)

@@ -86,8 +86,15 @@ class ImageResult:
 
     def same_image(self, other: 'ImageResult') -> bool:
         """Whether the objects of both are the same; what was found may differ."""
-        arrays = all(np.array_equal(value, other.truth[key]) for key, value in self.truth.items())
-        return arrays and (self.truth_masks, self.size) == (other.truth_masks, other.size)
+        return _equal(self.truth, other.truth) and (self.truth_masks, self.size) == (other.truth_masks, other.size)
+
+    def same_found(self, other: 'ImageResult') -> bool:
+        """Whether the same was found in both."""
+        return _equal(self.found, other.found) and self.found_masks == other.found_masks
+
+
+def _equal(arrays: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(value, others[key]) for key, value in arrays.items())
 
 
 def _image_id(target: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .coco_results import coco_annotations, coco_average_precision, coco_results
+from .data.records import check_classes
 from .image_results import ImageResult
 from .voc_map import VocRule, voc_average_precision
 
@@ -38,7 +39,7 @@ class DetectionMetric:
     """
 
     def __init__(self, classes: Sequence[str], masks: bool = False, category_ids: Sequence[int] | None = None) -> None:
-        self.classes = _class_names(classes)
+        self.classes = list(check_classes(classes))
         self.masks = masks
         self.category_ids = list(range(1, len(self.classes) + 1) if category_ids is None else category_ids)
         if not len(self.classes) == len(self.category_ids) == len(set(self.category_ids)):
@@ -68,16 +69,26 @@ class DetectionMetric:
 
         Raises:
             ValueError: If predictions and targets are not as many, a key is missing, shapes do not agree, boxes or
-                scores are not finite, a label is no class, or two different images have one id. Nothing of the batch is
-                added then.
+                scores are not finite, a label is no class, two different images have one id, or an image was added
+                before with other predictions, as without :meth:`reset`. Nothing of the batch is added then.
             ImportError: If masks are given and the packages of the extra ``dense`` are missing.
         """
+        for what, values in (('predictions', predictions), ('targets', targets)):
+            if isinstance(values, Mapping):
+                raise ValueError(f'{what} must be a list with a dict for each image, not one dict.')
         if len(predictions) != len(targets):
             raise ValueError(
                 f'There must be one prediction for each target; got {len(predictions)} and {len(targets)}.'
             )
         num_classes = len(self.classes)
         batch = [ImageResult.of(p, t, num_classes, self.masks) for p, t in zip(predictions, targets, strict=True)]
+        for image in batch:
+            known = self._images.get(image.image_id)
+            if known is not None and known.same_image(image) and not known.same_found(image):
+                raise ValueError(
+                    f'The image {image.image_id} was added before, with other predictions. Call reset() before each '
+                    'evaluation.'
+                )
         _add(self._images, batch)
         self._gathered = False
 
@@ -212,7 +223,7 @@ class SegmentationMetric:
     """
 
     def __init__(self, classes: Sequence[str], ignore_index: int = 255) -> None:
-        self.classes = _class_names(classes)
+        self.classes = list(check_classes(classes))
         if 0 <= ignore_index < len(self.classes):
             raise ValueError(
                 f'ignore_index={ignore_index} is the class {self.classes[ignore_index]!r}. Choose a number that is no '
@@ -236,6 +247,10 @@ class SegmentationMetric:
             ValueError: If shapes do not agree, logits contain NaN, or a value is no class. Nothing is added then.
         """
         num_classes = len(self.classes)
+        if isinstance(predictions, Mapping):
+            raise ValueError(
+                "predictions must be a tensor, not a dict: of torchvision's segmenters pass output['out']."
+            )
         if masks.ndim != 3 or masks.is_floating_point():
             raise ValueError(f'masks must be whole numbers of shape (B, H, W), not {masks.dtype} {_shape(masks)}.')
         if predictions.ndim == 4:
@@ -297,18 +312,6 @@ class SegmentationMetric:
             'IoU_per_class': dict(zip(self.classes, iou, strict=True)),
             'pixels': int(pixels.sum()),
         }
-
-
-def _class_names(classes: Sequence[str]) -> list[str]:
-    names = [classes] if isinstance(classes, str) else list(classes)
-    if not names or len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(
-            f'Names of classes must differ, but these occur twice: {", ".join(twice)}.'
-            if twice
-            else 'No classes given.'
-        )
-    return names
 
 
 def _add(images: dict[int, ImageResult], new: Iterable[ImageResult]) -> None:

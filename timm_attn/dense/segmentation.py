@@ -33,7 +33,7 @@ def deeplabv3(
     code was published: the compact head is reconstructed from the reported parameter counts alone. All four rows of the
     paper (4.5, 4.9, 4.9 and 5.0 million) fit it.
 
-    The input are normalized images (B, 3, H, W) with the ``mean`` and ``std`` of ``model.backbone``; the output is
+    Inputs are images (B, 3, H, W), normalized with the ``mean`` and ``std`` of ``model.backbone``. The output is
     ``{'out': logits}`` with logits (B, num_classes, H, W), as in torchvision.
 
     Args:

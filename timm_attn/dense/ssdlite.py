@@ -92,6 +92,11 @@ class DefaultBoxes(DefaultBoxGenerator):
         scales = [m / size for m in min_sizes]
         super().__init__([list(ratios) for ratios in aspect_ratios], scales=scales, steps=list(steps), clip=True)
 
+    def forward(self, image_list, feature_maps):
+        """Corners of the boxes in pixels, for each image; in float32 at least, since bfloat16 has steps of 2 pixels."""
+        first = feature_maps[0]
+        return super().forward(image_list, [first.to(_precise(first)), *feature_maps[1:]])
+
     def _generate_wh_pairs(self, num_outputs, dtype=torch.float32, device=None):
         pairs = []
         for low, high, ratios in zip(self.scales, self.max_scales, self.aspect_ratios, strict=True):
@@ -101,6 +106,10 @@ class DefaultBoxes(DefaultBoxGenerator):
                 sizes += [(low * ratio, low / ratio), (low / ratio, low * ratio)]
             pairs.append(torch.tensor(sizes, dtype=dtype, device=device))
         return pairs
+
+
+def _precise(x: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class SSDLiteHead(nn.Module):
@@ -127,8 +136,9 @@ class SSDLiteHead(nn.Module):
                 nn.init.constant_(last.bias, -math.log((1 - prior) / prior))
 
     def forward(self, x: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Maps -> ``bbox_regression`` (B, boxes, 4) and ``cls_logits`` (B, boxes, num_classes)."""
-        return {'bbox_regression': self.regression_head(x), 'cls_logits': self.classification_head(x)}
+        """Maps -> ``bbox_regression`` (B, boxes, 4) and ``cls_logits`` (B, boxes, num_classes), in float32 at least."""
+        outputs = {'bbox_regression': self.regression_head(x), 'cls_logits': self.classification_head(x)}
+        return {name: output.to(_precise(output)) for name, output in outputs.items()}
 
 
 def _scores(in_channels: list[int], num_anchors: list[int], columns: int) -> SSDScoringHead:
@@ -248,8 +258,8 @@ class SSDLite(ConvertsStateDict, SSD):
     Args:
         backbone: Backbone with six maps.
         variant: Key of ``VARIANTS``.
-        num_classes: Number of classes, background included. With focal loss label k is scored by output k - 1 and the
-            last output is not used, as in the authors' code.
+        num_classes: Number of classes, background included. With focal loss label k is scored by output k - 1, as in
+            the authors' code. The last output then stands for no class, and no box is returned for it.
         image_mean: Subtracted from images in 0..1.
         image_std: Divides them.
         **kwargs: Arguments of torchvision's ``SSD``.
@@ -262,7 +272,6 @@ class SSDLite(ConvertsStateDict, SSD):
             score_thresh=variant.score_thresh,
             nms_thresh=variant.nms_thresh,
             detections_per_img=100,
-            topk_candidates=20 * 20 * 9,  # all: the authors keep every box above the threshold until the suppression
         )
         super().__init__(
             backbone,
@@ -294,19 +303,23 @@ class SSDLite(ConvertsStateDict, SSD):
         return losses
 
     def postprocess_detections(self, head_outputs, image_anchors, image_shapes):
-        """Boxes, scores and labels of each image; in the COCO variant each class has a sigmoid of its own."""
-        if not self.focal:
-            return super().postprocess_detections(head_outputs, image_anchors, image_shapes)
+        """Boxes, scores and labels of each image: all that are above the threshold, then suppression, then the best.
+
+        torchvision clips boxes before the suppression; here, as in the authors' code, it sees whole boxes. They are
+        clipped afterwards.
+        """
+        logits = head_outputs['cls_logits']
+        scores_of_all = logits[..., :-1].sigmoid() if self.focal else logits.softmax(-1)[..., 1:]
         detections = []
-        scores_of_all = head_outputs['cls_logits'][..., :-1].sigmoid()
         for offsets, scores, anchors, shape in zip(
             head_outputs['bbox_regression'], scores_of_all, image_anchors, image_shapes, strict=True
         ):
-            boxes = clip_boxes_to_image(self.box_coder.decode_single(offsets, anchors), shape)
+            boxes = self.box_coder.decode_single(offsets, anchors)
             index, label = torch.where(scores > self.score_thresh)
             scores, boxes = scores[index, label], boxes[index]
             keep = batched_nms(boxes, scores, label, self.nms_thresh)[: self.detections_per_img]
-            detections.append(dict(boxes=boxes[keep], scores=scores[keep], labels=label[keep] + 1))
+            boxes = clip_boxes_to_image(boxes[keep], shape)
+            detections.append(dict(boxes=boxes, scores=scores[keep], labels=label[keep] + 1))
         return detections
 
     def convert_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

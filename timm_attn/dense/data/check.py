@@ -14,7 +14,7 @@ from .records import Annotations, Defect, ImageRecord, InvalidRecord, PackedReco
 _BLOCK = 1024  # images whose results are waited for together
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """What :func:`check` found. As text it lists every defect, one a line.
 
@@ -41,6 +41,8 @@ class Report:
             f'defects: {count_by_kind(self.defects)}'
         )
         return '\n'.join([summary, *map(str, self.defects)])
+
+    __repr__ = __str__
 
 
 def check(annotations: Annotations, quick: bool = False) -> Report:

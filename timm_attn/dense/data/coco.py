@@ -45,10 +45,13 @@ def read_coco(
         The annotations. A category id that the file lacks is above its others.
 
     Raises:
-        ValueError: If the file is no such JSON, has no images or no categories, or its categories are not unique.
+        ValueError: If the file is no such JSON, has no images or no categories, its categories are not unique, or
+            ``images`` is not a directory.
         ImportError: If masks are read and the packages of the extra ``dense`` are missing.
     """
     source = str(file)
+    if not Path(images).is_dir():
+        raise ValueError(f'{str(images)!r}, where the images should be, is not a directory.')
     content = _load(source)
     classes, category_ids = _read_categories(source, _records(content, 'categories', source), classes)
     label_of = {category_id: label for label, category_id in enumerate(category_ids, 1)}

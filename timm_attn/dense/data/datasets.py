@@ -17,6 +17,12 @@ from .records import Annotations, ImageRecord, InvalidDatasetError
 Transforms = Callable[[Any, Any], tuple[Any, Any]]
 
 
+def _check_type(annotations: Any) -> None:
+    if not isinstance(annotations, Annotations):
+        hint = '; of a report pass report.valid' if hasattr(annotations, 'valid') else ''
+        raise TypeError(f'annotations must be what a reader returned, not {type(annotations).__name__}{hint}.')
+
+
 class _AnnotatedImages(Dataset):
     """What the data sets of both tasks share.
 
@@ -95,6 +101,7 @@ class DetectionDataset(_AnnotatedImages):
         drop_empty: bool = True,
         skip_invalid: bool = False,
     ) -> None:
+        _check_type(annotations)
         if annotations.mask_coding is not None:
             raise ValueError(f'{annotations.source!r} was read with masks of class ids: use SegmentationDataset.')
         self.has_masks = annotations.has_masks
@@ -158,6 +165,7 @@ class SegmentationDataset(_AnnotatedImages):
     def __init__(
         self, annotations: Annotations, transforms: Transforms | None = None, skip_invalid: bool = False
     ) -> None:
+        _check_type(annotations)
         if annotations.mask_coding is None:
             raise ValueError(f'{annotations.source!r} was read with boxes: use DetectionDataset.')
         self._coding = annotations.mask_coding

@@ -216,7 +216,7 @@ class PackedRecords(Sequence[ImageRecord]):
         return pickle.loads(self._bytes[self._ends[index] : self._ends[index + 1]])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Annotations:
     """A data set as a reader found it.
 
@@ -239,6 +239,12 @@ class Annotations:
     defects: tuple[Defect, ...] = ()
     mask_coding: MaskCoding | None = None
     has_masks: bool = False
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}({self.source!r}: {len(self.records)} images, {len(self.classes)} classes, '
+            f'{len(self.defects)} defects)'
+        )
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
