@@ -9,7 +9,7 @@ ensure_env() { # extras, separated by commas
     want="$(cksum <pyproject.toml)"
     [ -x "$PYTHON" ] || "${PYTHON3:-python3}" -m venv .venv || exit 1
     if [ "$(cat ".venv/installed-$1" 2>/dev/null)" != "$want" ]; then
-        echo "Installing timm-attn[$1] into .venv: about 5.5 GB, a few minutes the first time."
+        echo "Installing timm-attn[$1] into .venv: 5.5 to 6.5 GB, a few minutes the first time."
         "$PYTHON" -m pip install --quiet --disable-pip-version-check --editable ".[$1]" || exit 1
         echo "$want" >".venv/installed-$1"
     fi
