@@ -572,6 +572,8 @@ def test_save_and_load(build, tmp_path):
     dense.save(loaded, path)  # again, over the first
     assert dense.load(path).classes == model.classes
     assert [p.name for p in tmp_path.iterdir()] == ['model.safetensors']
+    (tmp_path / 'new').touch()
+    assert path.stat().st_mode == (tmp_path / 'new').stat().st_mode  # not for its owner alone
 
 
 @pytest.mark.parametrize('builder', ['fasterrcnn', 'deeplabv3'])

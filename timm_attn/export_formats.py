@@ -19,6 +19,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from .fold_batch_norm import optimize
+from .whole_file import give_usual_permissions
 
 INPUT, OUTPUT = 'images', 'logits'
 TOLERANCE = 1e-3  # of the largest logit: folded batch norms and other kernels round otherwise
@@ -126,10 +127,8 @@ def export_file(model: nn.Module, path: str | Path, format: str) -> None:
             raise ExportError(f'this model cannot be written as {format}: {type(e).__name__}: {e}') from e
         for got, expected in pairs:
             _compare(got, expected, format)
-        umask = os.umask(0)
-        os.umask(umask)
         for suffix in (*kind.companions, kind.suffix):  # the file that names the others comes last
-            part.with_suffix(suffix).chmod(0o666 & ~umask)
+            give_usual_permissions(part.with_suffix(suffix))
             os.replace(part.with_suffix(suffix), path.with_suffix(suffix))
 
 

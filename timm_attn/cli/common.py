@@ -4,7 +4,6 @@ import argparse
 import csv
 import difflib
 import io
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -121,21 +120,6 @@ def check_output(option: str, path: str | None, suffixes: tuple[str, ...]) -> No
         raise UsageError(f'{option} {path} is a directory; name a file')
     if not Path(path).absolute().parent.is_dir():
         raise UsageError(f'{option} {path}: {Path(path).parent} is not a directory')
-
-
-def write_whole(path: str, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, and give it its own once it is complete.
-
-    Args:
-        path: The file, which is replaced if it exists.
-        write: Called with the path to write to.
-    """
-    part = Path(f'{path}.part')
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def to_csv(rows: Iterable[Iterable[object]]) -> str:

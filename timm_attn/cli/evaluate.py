@@ -7,8 +7,9 @@ import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..whole_file import write_whole
 from .classifier import add_model_options, check_model_options, load_model, plural
-from .common import MAX_LABEL, UsageError, add_command, check_output, printable, to_csv, write_whole
+from .common import MAX_LABEL, UsageError, add_command, check_output, printable, to_csv
 
 _MOST_ROWS = 30  # classes to print; of more, the worst
 _MOST_COLUMNS = 12  # classes to print the confusion matrix of

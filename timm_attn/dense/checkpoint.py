@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..weights import CheckpointError
+from ..whole_file import write_whole
 from .builders import BUILDERS, NOT_IN_A_FILE, is_plain_name
 from .features import FeatureMaps
 
@@ -53,15 +53,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     if not path.absolute().parent.is_dir():
         raise ValueError(f'There is no folder {str(path.parent)!r} to write {path.name!r} to.')
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        save_file(tensors, part, metadata={_KEY: json.dumps(content)})
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    metadata = {_KEY: json.dumps(content)}
+    write_whole(path, lambda part: save_file(tensors, part, metadata=metadata))
 
 
 def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:

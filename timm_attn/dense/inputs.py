@@ -113,7 +113,7 @@ def _which(index: int, target: Mapping) -> str:
 
 
 def _check_segmentation(model: nn.Module, args: tuple, kwargs: dict) -> None:
-    images = (*args, *kwargs.values())[0]
+    images = next(iter((*args, *kwargs.values())), ())
     if model.training and len(images) == 1 and _trains_batch_norm(model.classifier):
         raise ValueError(_BATCH_OF_ONE.format(what='the pooled branch has one pixel'))
 

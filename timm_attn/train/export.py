@@ -17,6 +17,7 @@ from torch import nn
 
 from ..export_formats import image_config
 from ..weights.convert import explain_unreadable
+from ..whole_file import give_usual_permissions
 
 _OF_THE_SOURCE = (
     'url', 'file', 'hf_hub_id', 'hf_hub_filename', 'source', 'tag', 'origin_url', 'paper_ids', 'notes', 'license',
@@ -40,10 +41,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
-        umask = os.umask(0)
-        os.umask(umask)
-        for path in part.iterdir():  # safetensors writes files that only their owner may read
-            path.chmod(0o666 & ~umask)
+        for path in part.iterdir():
+            give_usual_permissions(path)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
