@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 [ -x .venv-floors/bin/python ] || "${PYTHON310:-python3.10}" -m venv .venv-floors
 bash scripts/floors.sh >.venv-floors/constraints.txt
 .venv-floors/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-floors/constraints.txt \
-    pytest pytest-timeout matplotlib --editable .
+    pytest pytest-timeout pycocotools --editable '.[dense,plot]'
 exec .venv-floors/bin/python -m pytest "$@"
