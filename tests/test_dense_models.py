@@ -185,9 +185,17 @@ def build_and_check(name, builder):
         check_detector(getattr(dense, builder)(name, NUM_CLASSES, **args), masks=builder == 'maskrcnn')
 
 
+def skip_without_maps(*names):
+    """Older versions of timm have no ``forward_intermediates`` in every family."""
+    for name in names:
+        if not hasattr(timm.create_model(name, device='meta'), 'forward_intermediates'):
+            pytest.skip(f'{name} has no forward_intermediates in timm {timm.__version__}')
+
+
 @pytest.mark.parametrize('name', ['regnety_002', 'mobilenetv3_small_050', 'densenet121', 'convnext_atto'])
 def test_other_models_of_timm(name):
     """Those whose last map has a layer of its own, too; what they do not use has no gradient to wait for."""
+    skip_without_maps(name)
     check_detector(dense.fasterrcnn(name, NUM_CLASSES, **SMALL))
     check_detector(dense.ssdlite320(name, NUM_CLASSES, variant='voc'))
 
@@ -307,6 +315,7 @@ def test_the_final_map_is_behind_the_last_convolution():
 
 def test_other_shapes_of_timm():
     """Networks with their own size, a map with channels last, and stages that share layers."""
+    skip_without_maps('inception_v3')
     assert dense.ssdlite320('inception_v3', 2).backbone.out_channels[:2] == [768, 2048]
     with pytest.raises(ValueError, match=r'The final map of swin_tiny.* has the shape .*, not \(B, C, H, W\)'):
         dense.ssdlite320('swin_tiny_patch4_window7_224', 2)
@@ -329,12 +338,16 @@ def test_trainable_layers():
         key for key, _ in maps.named_parameters() if key.startswith(('model.conv_stem', 'model.bn1')) or
         any(key.startswith(f'model.blocks.{i}.') for i in range(5))
     }  # fmt: skip
-    maps = FeatureMaps(timm.create_model('vgg11_bn'), (8, 16, 32), trainable_layers=2)
-    frozen = {key.split('.')[2] for key, p in maps.named_parameters() if not p.requires_grad}
-    assert frozen == {'0', '1', '4', '5', '8', '9', '11', '12', '15', '16', '18', '19'}  # up to features.20, a pooling
     for n in (-1, 6):
         with pytest.raises(ValueError, match=r'trainable_layers=.*0\.\.5'):
             FeatureMaps(timm.create_model('resnet18'), trainable_layers=n)
+
+
+def test_trainable_layers_of_a_network_whose_levels_are_activations():
+    skip_without_maps('vgg11_bn')
+    maps = FeatureMaps(timm.create_model('vgg11_bn'), (8, 16, 32), trainable_layers=2)
+    frozen = {key.split('.')[2] for key, p in maps.named_parameters() if not p.requires_grad}
+    assert frozen == {'0', '1', '4', '5', '8', '9', '11', '12', '15', '16', '18', '19'}  # up to features.20, a pooling
 
 
 def test_frozen_stages_get_no_gradient_and_keep_their_statistics():
