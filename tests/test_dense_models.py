@@ -538,6 +538,7 @@ def test_misspelt_arguments(builder):
         ('ssdlite320', 'pretrained', "Did you mean 'pretrained_backbone'"),
         ('ssdlite320', 'size', "'size' is set by the builder"),
         ('ssdlite320', 'topk_candidates', 'is set by the builder'),
+        ('ssdlite320', 'positive_fraction', 'is set by the builder'),
         ('fasterrcnn', 'box_predictor', 'is set by the builder'),
     ],
 )

@@ -10,12 +10,11 @@ from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from .data.records import check_classes
-from .features import FeatureMaps
+from .features import maps_of
 
 T = TypeVar('T', bound=Callable[..., nn.Module])
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {}
-
 
 _OUR_NAMES = {  # for arguments of torchvision's and timm's functions
     'pretrained': 'pretrained_backbone',
@@ -23,7 +22,7 @@ _OUR_NAMES = {  # for arguments of torchvision's and timm's functions
     'weights': 'pretrained_backbone',
     'weights_backbone': 'pretrained_backbone',
 }
-NOT_IN_A_FILE = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'url')
+NOT_IN_A_FILE = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir')
 """Arguments of timm.create_model that read other files: a file with a model must not ask for them."""
 
 
@@ -48,7 +47,7 @@ def builder(function: T) -> T:
         if args_of_backbone := given.get('backbone_args'):
             given['backbone_args'] = {k: v for k, v in args_of_backbone.items() if k not in NOT_IN_A_FILE}
         # what followed from the weights of the backbone, which need not be there the next time
-        given['batch_norm'] = next(m for m in model.modules() if isinstance(m, FeatureMaps)).batch_norm
+        given['batch_norm'] = maps_of(model).batch_norm
         classes = given.get('classes')
         model.classes = None if classes is None else list(classes)
         model.recipe = dict(builder=function.__name__, args=given)

@@ -12,7 +12,7 @@ from torch import nn
 from ..weights import CheckpointError
 from ..whole_file import write_whole
 from .builders import BUILDERS, NOT_IN_A_FILE, is_plain_name
-from .features import FeatureMaps
+from .features import maps_of
 
 _KEY = 'timm_attn'
 
@@ -103,22 +103,18 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
     return model.eval()
 
 
-def _maps(model: nn.Module) -> FeatureMaps:
-    return next(module for module in model.modules() if isinstance(module, FeatureMaps))
-
-
 def _normalization(model: nn.Module) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the images: those of a detector, or those that a segmenter tells its user."""
     if hasattr(model, 'transform'):
         return list(model.transform.image_mean), list(model.transform.image_std)
-    return list(_maps(model).mean), list(_maps(model).std)
+    return list(maps_of(model).mean), list(maps_of(model).std)
 
 
 def _set_normalization(model: nn.Module, mean: list[float], std: list[float]) -> None:
     if hasattr(model, 'transform'):
         model.transform.image_mean, model.transform.image_std = mean, std
     else:
-        _maps(model).mean, _maps(model).std = tuple(mean), tuple(std)
+        maps_of(model).mean, maps_of(model).std = tuple(mean), tuple(std)
 
 
 def _content(metadata: dict[str, str], path: Path) -> dict:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .image_results import ImageResult, import_extra
 
-# exact, since the defaults of torchmetrics are rounded to float32, which moves AP by up to .003 on small sets
+# exact, since the defaults of torchmetrics are rounded to float32, which moves the AP of small sets
 _IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
 _RECALLS = np.linspace(0, 1, 101).tolist()
 

@@ -224,15 +224,16 @@ def ssdlite320(
         backbone_args: Arguments of ``timm.create_model``.
         **kwargs: Arguments of torchvision's ``SSD``, which describes inputs, targets and outputs. Where the backbone
             was trained with ImageNet's mean, images are normalized with the authors' (123, 117, 104) / 255, which is at
-            most .006 away; otherwise with the backbone's mean.
+            most .003 away; otherwise with the backbone's mean.
 
     Raises:
         ValueError: If the backbone lacks a map, or arguments contradict each other.
     """
     if variant not in VARIANTS:
         raise ValueError(f'variant={variant!r} must be one of {", ".join(map(repr, VARIANTS))}.')
-    check_arguments(SSD, kwargs, taken=_FIXED)
     chosen = VARIANTS[variant]
+    of_negatives = ('positive_fraction',) if chosen.focal else ()  # the focal loss takes all of them
+    check_arguments(SSD, kwargs, taken=(*_FIXED, *of_negatives))
     num_classes = count_classes(num_classes, classes, chosen.num_classes)
     model, trainable_layers = make_backbone(backbone, pretrained_backbone, trainable_layers, backbone_args)
     maps = make_ssdlite_backbone(model, attn_in_extras, trainable_layers=trainable_layers, batch_norm=batch_norm)

@@ -140,6 +140,11 @@ class FeatureMaps(nn.Module):
         return [m.shape[1] for m in maps]
 
 
+def maps_of(model: nn.Module) -> FeatureMaps:
+    """The feature maps inside a detector or a segmenter."""
+    return next(module for module in model.modules() if isinstance(module, FeatureMaps))
+
+
 def make_backbone(
     backbone: str | nn.Module,
     pretrained: bool = False,

@@ -13,7 +13,7 @@ _TOLERANCE = 1.0  # pixels by which boxes of sound data sets leave their image: 
 
 
 def check_detection_inputs(model: nn.Module, num_classes: int, smallest_batch: int = 1) -> nn.Module:
-    """Let a detector check its targets before it computes anything.
+    """Let a detector check its images and targets before it computes anything.
 
     Args:
         model: The detector.

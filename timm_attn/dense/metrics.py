@@ -137,7 +137,7 @@ class DetectionMetric:
     def compute_voc(self, rule: VocRule = 'voc07') -> dict[str, Any]:
         """Mean average precision of boxes as the development kit of PASCAL VOC defines it.
 
-        It is not ``AP50`` of :meth:`compute`, which is mostly lower by some hundredths. The boxes are taken for VOC's
+        It is not ``AP50`` of :meth:`compute`, which follows other rules. The boxes are taken for VOC's
         own, whose last column and row belong to the object: a pixel is added to both sides. Difficult objects and
         crowds are left out, with the detections that belong to them.
 

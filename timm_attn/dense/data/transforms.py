@@ -20,7 +20,7 @@ def ssd_transforms(mean: Sequence[float] = IMAGENET_DEFAULT_MEAN) -> v2.Compose:
     be left without any.
 
     Image and target are those of :class:`DetectionDataset`. The image becomes a float tensor from 0 to 1; resizing and
-    normalisation are the model's. ``area`` keeps its value for the image as annotated: it is for evaluation only.
+    normalization are the model's. ``area`` keeps its value for the image as annotated: it is for evaluation only.
 
     Args:
         mean: Colour of the canvas, from 0 to 1.
@@ -49,7 +49,7 @@ def segmentation_transforms(
 ) -> v2.Compose:
     """Augmentation of segmenters: a shorter side of 0.5 to 2 times the crop, a mirror image, and a square crop.
 
-    Image and mask are those of :class:`SegmentationDataset`. The image becomes a normalised float tensor.
+    Image and mask are those of :class:`SegmentationDataset`. The image becomes a normalized float tensor.
 
     Args:
         size: Side of the crop in pixels.
@@ -72,7 +72,7 @@ def eval_transforms(mean: Sequence[float] | None = None, std: Sequence[float] | 
     """Conversion of images to float tensors from 0 to 1, without augmentation.
 
     Args:
-        mean: Mean of the input of a segmenter. Detectors normalise by themselves: leave it and ``std`` out.
+        mean: Mean of the input of a segmenter. Detectors normalize by themselves: leave it and ``std`` out.
         std: Standard deviation of the input of a segmenter.
     """
     return v2.Compose(_to_float(mean, std))
