@@ -515,6 +515,7 @@ def test_a_batch_of_one():
         (lambda: dense.deeplabv3(timm.create_model('resnet18')), 'create it with output_stride=16'),
         (lambda: dense.fasterrcnn(timm.create_model('resnet18'), pretrained_backbone=True), 'go with the name'),
         (lambda: dense.fasterrcnn(timm.create_model('resnet18'), batch_norm='sync'), "must be one of 'train'"),
+        (lambda: dense.fasterrcnn('csa_resnet5'), r"Unknown model 'csa_resnet5'\. Did you mean csa_resnet50"),
         (lambda: dense.fasterrcnn(18), 'must be the name of a timm model or a model, not int'),
         (lambda: FeatureMaps(nn.Identity()), 'Identity has no forward_intermediates'),
     ],

@@ -1,5 +1,6 @@
 """A timm model as the backbone of a detector or a segmenter: its feature maps at given strides."""
 
+import difflib
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -89,7 +90,6 @@ class FeatureMaps(nn.Module):
         self.model = freeze_batch_norm_2d(model) if batch_norm == 'frozen' else model
         self.in_chans = getattr(model, 'in_chans', 3)
         self.out_channels = self._probe(name, levels[-1]['num_chs'], cfg.get('input_size', (3, 224, 224))[-1])
-        self.train(self.training)
 
     def train(self, mode: bool = True):
         """As ``torch.nn.Module.train``; batch norm that keeps its statistics stays in evaluation mode."""
@@ -116,7 +116,8 @@ class FeatureMaps(nn.Module):
     def _probe(self, name: str, channels: int, usual_size: int) -> list[int]:
         """Channels of each map, from a forward pass; what the maps do not depend on is frozen.
 
-        Distributed training refuses parameters without a gradient.
+        Distributed training refuses parameters without a gradient. The model ends in the mode that it had, with the
+        norms that keep their statistics in evaluation mode.
         """
         was_training = self.training
         first = next(self.model.parameters())
@@ -164,7 +165,7 @@ def make_backbone(
         The model, and ``trainable_layers`` or None for all.
 
     Raises:
-        ValueError: If arguments are given that need a name.
+        ValueError: If arguments are given that need a name, or there is no model of that name.
     """
     if isinstance(backbone, nn.Module):
         if pretrained or backbone_args:
@@ -182,6 +183,10 @@ def make_backbone(
             stacklevel=4,
         )
         trainable_layers = None
+    if ':' not in backbone and not timm.is_model(backbone):
+        near = difflib.get_close_matches(backbone.partition('.')[0], timm.list_models(), n=3)
+        hint = f'Did you mean {" or ".join(near)}?' if near else 'timm.list_models() has all names.'
+        raise ValueError(f'Unknown model {backbone!r}. {hint}')
     args = dict(backbone_args or {})
     if 'pretrained' in args:
         raise ValueError('Pass pretrained_backbone instead of pretrained in backbone_args.')
