@@ -8,7 +8,6 @@ import math
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -190,6 +189,14 @@ def python(*args, wait=True):
     return out.decode()
 
 
+def kill(process):
+    """Kill a process and wait for its own end: the workers that load its images may hold its pipes a while longer."""
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+
+
 @pytest.mark.slow
 def test_killed_run_ends_as_if_it_had_not_been(data):
     args = ('data', *SMALL[:-1], 'whole', '--epochs', 4, '--model-ema', '--reprob', 0.5, '-j', 1)
@@ -197,8 +204,7 @@ def test_killed_run_ends_as_if_it_had_not_been(data):
     process = python('-m', 'timm_attn', 'finetune', *args, '--experiment', 'killed', wait=False)
     summary = Path('runs/killed/summary.csv')
     wait_for(lambda: len(read_summary(summary)) >= 2, process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill(process)
     done = len(read_summary(summary))
     assert done < 4
     # the worst moment: a row in the log without its checkpoint, and half a checkpoint that is newer than the whole one
@@ -267,8 +273,7 @@ def test_two_processes_in_one_folder(data, capsys):
         assert finetune(*args) == 2
         error = capsys.readouterr().err
         assert 'has a run already' in error if args[0] == 'data' else f'in use by process {process.pid} on ' in error
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill(process)
     done = len(read_summary(Path('runs/run/summary.csv')))
     assert finetune('--resume', 'runs/run', '--epochs', done + 1) == 0
     assert [row['epoch'] for row in results()] == list(range(done + 1))
