@@ -1028,3 +1028,20 @@ def test_the_extra_is_only_needed_for_masks(tmp_path, monkeypatch):
     assert len(DetectionDataset(read_coco(file, images), train=True)) == 2
     with pytest.raises(ImportError, match=r'timm-attn\[dense\]'):
         read_coco(file, images, masks=True)
+
+
+def test_ids_of_classes_that_a_file_lacks_are_no_categories(tmp_path):
+    content = coco()
+    content['annotations'][0]['category_id'] = 94  # of no category; the class bird, which the file lacks, has it
+    report = read_coco(*write_coco(tmp_path, content), classes=['fish', 'dog', 'cat', 'bird'])
+    assert report.category_ids == (90, 3, 44, 94)
+    assert [defect.kind for defect in report.defects] == ['unknown category']
+
+
+@pytest.mark.parametrize('project', ['sea', 'fish'])
+def test_project_of_roboflow_is_no_class(tmp_path, project):
+    content = coco()
+    for category in content['categories']:
+        category['supercategory'] = project
+    content['categories'].append(dict(id=0, name=project, supercategory='none'))
+    assert read_coco(*write_coco(tmp_path, content)).classes == ('dog', 'cat', 'fish')

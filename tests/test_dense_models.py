@@ -164,6 +164,7 @@ def cost(name, builder):
     return [] if builder == in_papers(name)[0] or (name, builder) in QUICK else [pytest.mark.slow]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ('name', 'builder'),
     [
@@ -192,6 +193,7 @@ def skip_without_maps(*names):
             pytest.skip(f'{name} has no forward_intermediates in timm {timm.__version__}')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['regnety_002', 'mobilenetv3_small_050', 'densenet121', 'convnext_atto'])
 def test_other_models_of_timm(name):
     """Those whose last map has a layer of its own, too; what they do not use has no gradient to wait for."""
@@ -246,6 +248,7 @@ def test_ssdlite_under_autocast(variant):
     assert len(expected['boxes']) == len(found['boxes']) == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant', ['coco', 'voc'])
 def test_ssdlite_learns_a_box(variant):
     """Labels, boxes and scores fit together: a picture learned by heart is found again."""
@@ -508,7 +511,7 @@ def test_a_batch_of_one():
         (lambda: dense.fasterrcnn('resnet18', classes=[]), 'must be a list of names'),
         (lambda: dense.deeplabv3('resnet18', 3, classes=['a']), 'does not go with 1 names'),
         (lambda: dense.ssdlite320('resnet18', variant='lvis'), "must be one of 'coco', 'voc'"),
-        (lambda: dense.ssdlite320('resnet18', attn_in_extras=True), 'needs a backbone with attention'),
+        (lambda: dense.ssdlite320('resnet18', attn_in_extras=True), 'needs a backbone with an attention'),
         (lambda: dense.deeplabv3('resnet18', output_stride=32), 'must be 8 or 16'),
         (lambda: dense.deeplabv3('resnet18', head='aspp'), "must be 'compact' or 'torchvision'"),
         (lambda: dense.deeplabv3('vgg11'), 'vgg11 cannot be built with output_stride=16'),
@@ -818,3 +821,23 @@ def test_the_core_imports_without_the_extra():
         '    raise AssertionError\n'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.parametrize('builder', ['fasterrcnn', 'retinanet'])
+def test_boxes_are_precise_in_mixed_precision(builder):
+    model = getattr(dense, builder)('resnet10t', 3, min_size=96, max_size=1400).eval()
+    images = [torch.rand(3, 96, 1400)]
+    anchors = []
+    generator = model.rpn.anchor_generator if builder == 'fasterrcnn' else model.anchor_generator
+    generator.register_forward_hook(lambda module, args, output: anchors.extend(output))
+    with torch.no_grad():
+        model(images)
+        with torch.autocast('cpu', torch.bfloat16):
+            model(images)
+    exact, mixed = anchors
+    assert torch.equal(exact, mixed)
+    targets = [dict(boxes=torch.tensor([[1101.0, 10, 1199, 80]]), labels=torch.tensor([1]))]
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = model.train()(images, targets)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    sum(losses.values()).backward()

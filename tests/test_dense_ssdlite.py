@@ -116,6 +116,7 @@ def suppress(scores, boxes, threshold, overlap):
     return sorted(kept, key=lambda found: -found[0])[:100]
 
 
+@pytest.mark.slow
 def test_detections(case):
     numbers, model, outputs, maps = case
     images = ImageList(torch.zeros(2, 3, 320, 320), [(320, 320)] * 2)

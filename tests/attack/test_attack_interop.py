@@ -100,9 +100,10 @@ def test_torchvision_traces_every_attention(attack):
     draw = random.Random(0)
     for name in list_attentions():
         for channels in (8, 48, 64):
-            layer = get_attention(name).layer(channels).eval()
+            layer = get_attention(name).layer(channels)
             with attack.case(f'{name}, {channels} channels: trace'):
-                extractor = create_feature_extractor(torch.nn.Sequential(layer, torch.nn.Flatten()), {'1': 'out'})
+                model = torch.nn.Sequential(layer, torch.nn.Flatten()).eval()
+                extractor = create_feature_extractor(model, {'1': 'out'})
                 for _ in range(8):
                     x = torch.randn(draw.randint(1, 3), channels, draw.randint(1, 20), draw.randint(1, 20))
                     if draw.random() < 0.5:

@@ -99,6 +99,10 @@ MAPS = maps()
 SATURATED = 30
 NORMALIZED = ('csa', 'scsa')
 
+# GSoP sees only how its reduced channels vary: of small maps float32 rounds that away beside the norm's bias, and with
+# it the gradients of the layers before.
+ROUNDED_AWAY = {'gsop': ('reduce.', 'bn.')}
+
 # CSA compares the means of channels, and float32 rounds the mean of a channel as a whole, its offset included. Largest
 # error of the descriptor, whose largest values are 4 to 10, for offsets of so many times the spread.
 OFFSETS = {0: 1e-4, 1: 1e-3, 10: 2e-2, 100: 0.2}
@@ -130,6 +134,8 @@ def test_magnitudes(name, kind, attack):
                 continue
             with attack.case(f'1e{exponent} {part}'):
                 assert value.isfinite().all()
+                if exponent < 0 and part.startswith(ROUNDED_AWAY.get(name, ())):
+                    continue
                 if part == 'value' or name.startswith(NORMALIZED) or x.abs().max() < SATURATED:
                     error = relative_error(value, expected[part])
                     assert error < TOLERANCE, f'{error:.1e}'

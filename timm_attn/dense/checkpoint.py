@@ -9,27 +9,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..printable import printable
 from ..weights import CheckpointError
 from ..whole_file import write_whole
 from .builders import BUILDERS, NOT_IN_A_FILE, is_plain_name
 from .features import maps_of
 
 _KEY = 'timm_attn'
+_FILES = ('model.safetensors', 'model/model.safetensors')  # in a folder with a model, and in that of a training run
+_MOST = 2**63  # of whole numbers that tensors hold
 
 
 def save(model: nn.Module, path: str | Path) -> None:
     """Write a model that a builder of this package made, its weights, and the names of its classes.
 
-    The file holds what was given to the builder, which parameters are frozen, and ``model.classes``, but no other
-    attribute that was changed since. It is complete or is not written at all.
+    The file holds what was given to the builder, which parameters are frozen, and ``model.classes``; of the data that
+    it was trained on also ``model.category_ids``, the id of each class in the data set, and ``model.ignore_index``,
+    where they are set. No other attribute that was changed since is kept. It is complete or is not written at all.
 
     Args:
         model: The model.
         path: File to write or replace, by convention ``*.safetensors``.
 
     Raises:
-        ValueError: If the model was not made by a builder, or with an argument that a file cannot hold, or there is no
-            such folder.
+        ValueError: If the model was not made by a builder, or with an argument that a file cannot hold,
+            ``category_ids`` or ``ignore_index`` do not go with the classes, or there is no such folder.
     """
     recipe = getattr(model, 'recipe', None)
     if recipe is None:
@@ -49,6 +53,9 @@ def save(model: nn.Module, path: str | Path) -> None:
     mean, std = _normalization(model)
     frozen = [key for key, parameter in model.named_parameters() if not parameter.requires_grad]
     content = dict(builder=recipe['builder'], args=args, mean=mean, std=std, frozen=frozen)
+    for name in ('category_ids', 'ignore_index'):
+        content[name] = getattr(model, name, None)
+    _check_ids(content)
     path = Path(path)
     if not path.absolute().parent.is_dir():
         raise ValueError(f'There is no folder {str(path.parent)!r} to write {path.name!r} to.')
@@ -61,21 +68,21 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
     """Build the model of a file that :func:`save` wrote, and load its weights. Nothing is downloaded.
 
     Args:
-        path: The file.
+        path: The file, or a folder that holds ``model.safetensors`` or ``model/model.safetensors``, such as that of a
+            training run.
         backbone: The backbone, if the saved model was built on a module, or on a place such as ``hf-hub:``, and not on
             the name of a network; it is taken over.
 
     Returns:
-        The model in evaluation mode, with the parameters frozen that were; ``model.classes`` are the names of its
-        classes, or None.
+        The model in evaluation mode, with the parameters frozen that were. ``model.classes`` are the names of its
+        classes, ``model.category_ids`` their ids in the data set, and ``model.ignore_index`` is the id of pixels
+        without a class; each is None if the file does not have it.
 
     Raises:
         CheckpointError: If the file cannot be read, was not written by :func:`save`, or does not fit.
         ValueError: If the backbone is missing.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f'There is no file {str(path)!r}.')
+    path = _file_of(Path(path))
     try:
         with safe_open(path, framework='pt') as file:
             metadata = file.metadata() or {}
@@ -98,9 +105,53 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
     _check_fit(tensors, model, path)
     model.load_state_dict(tensors)
     _set_normalization(model, content['mean'], content['std'])
+    model.category_ids, model.ignore_index = content['category_ids'], content['ignore_index']
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key not in content['frozen'])
     return model.eval()
+
+
+def _file_of(path: Path) -> Path:
+    if path.is_dir():
+        for name in _FILES:
+            if (path / name).is_file():
+                return path / name
+        there = sorted(entry.name for entry in path.iterdir())
+        has = f'it has: {", ".join(there[:10])}{", ..." if len(there) > 10 else ""}' if there else 'it is empty'
+        raise CheckpointError(
+            f'There is no model in {str(path)!r}, neither {" nor ".join(_FILES)}; {printable(has)}. A training run '
+            'writes its model after the first epoch.'
+        )
+    if not path.is_file():
+        raise CheckpointError(f'There is no file {str(path)!r}.')
+    return path
+
+
+def _check_ids(content: dict) -> None:
+    """Check the ids of classes and of ignored pixels, if there are any.
+
+    Raises:
+        ValueError: If they are no whole numbers, or do not go with the classes.
+    """
+    classes, ids, ignored = content['args'].get('classes'), content['category_ids'], content['ignore_index']
+    if ids is not None:
+        if not isinstance(ids, list | tuple) or not all(map(_is_id, ids)):
+            raise ValueError('category_ids must be a list of whole numbers.')
+        if not isinstance(classes, list | tuple) or not len(classes) == len(ids) == len(set(ids)):
+            count = len(classes) if isinstance(classes, list | tuple) else 0
+            raise ValueError(
+                f'category_ids must be different numbers, one for each of the {count} names of classes; there are '
+                f'{len(ids)}, {len(set(ids))} of them different.'
+            )
+    if ignored is not None:
+        if not _is_id(ignored):
+            raise ValueError('ignore_index must be a whole number.')
+        if isinstance(classes, list | tuple) and 0 <= ignored < len(classes):
+            raise ValueError(f'ignore_index {ignored} is one of the classes 0 to {len(classes) - 1}.')
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -_MOST <= value < _MOST
 
 
 def _normalization(model: nn.Module) -> tuple[list[float], list[float]]:
@@ -142,9 +193,14 @@ def _content(metadata: dict[str, str], path: Path) -> dict:
         raise CheckpointError(f'The backbone in {str(path)!r} is not the name of a model: {str(backbone)[:50]!r}.')
     if refused := [key for key in backbone_args if key in NOT_IN_A_FILE]:
         raise CheckpointError(f'{str(path)!r} sets {", ".join(refused)} of its backbone, which is refused.')
+    ids = dict(category_ids=content.get('category_ids'), ignore_index=content.get('ignore_index'))
+    try:
+        _check_ids(dict(args=args, **ids))
+    except ValueError as e:
+        raise CheckpointError(f'The metadata of {str(path)!r} are damaged: {e}') from None
     # the weights are here, and which of them are frozen is told by name
     args |= dict(pretrained_backbone=False, trainable_layers=None)
-    return dict(builder=name, args=args, frozen=frozen, mean=mean, std=std)
+    return dict(builder=name, args=args, frozen=frozen, mean=mean, std=std, **ids)
 
 
 def _check_fit(tensors: dict[str, torch.Tensor], model: nn.Module, path: Path) -> None:

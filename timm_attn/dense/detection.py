@@ -7,6 +7,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops.feature_pyramid_network import (
     ExtraFPNBlock,
@@ -174,9 +175,37 @@ def _pyramid_detector(
         batch_norm=batch_norm or ('frozen' if pretrained else 'train'),
     )
     options = _normalization(body, body.mean, kwargs)
-    return check_detection_inputs(
-        detector(PyramidBackbone(body, extra_blocks), num_classes, **(options | kwargs)), num_classes
-    )
+    made = detector(PyramidBackbone(body, extra_blocks), num_classes, **(options | kwargs))
+    return check_detection_inputs(_with_precise_boxes(made), num_classes)
+
+
+class PreciseAnchorGenerator(AnchorGenerator):
+    """torchvision's anchors, in float32 at least: in bfloat16, boxes beyond pixel 512 would be 4 pixels apart."""
+
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Set the anchors of a cell; ``dtype`` is that of the feature maps."""
+        super().set_cell_anchors(torch.promote_types(dtype, torch.float32), device)
+
+
+def _with_precise_boxes(detector: nn.Module) -> nn.Module:
+    """Let a detector compute boxes and scores in float32 at least, also in mixed precision."""
+    has_rois = hasattr(detector, 'roi_heads')
+    owner = detector.rpn if has_rois else detector
+    given = owner.anchor_generator
+    if type(given) is AnchorGenerator:
+        owner.anchor_generator = PreciseAnchorGenerator(given.sizes, given.aspect_ratios)
+    for head in (detector.rpn.head, detector.roi_heads.box_predictor) if has_rois else (detector.head,):
+        head.register_forward_hook(_to_precise)
+    return detector
+
+
+def _to_precise(module: nn.Module, args: tuple, outputs):
+    """Outputs of a head in float32 at least, whatever holds them."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    if isinstance(outputs, dict):
+        return {name: _to_precise(module, args, value) for name, value in outputs.items()}
+    return type(outputs)(_to_precise(module, args, value) for value in outputs)
 
 
 def _normalization(maps: FeatureMaps, mean, kwargs: dict) -> dict[str, list[float]]:

@@ -209,8 +209,8 @@ def make_ssdlite_backbone(model: nn.Module, attn_in_extras: bool | None = None, 
     """
     sites = attention_sites(model) if isinstance(model, ZooModel) else ()
     attention = next((attention_of(attn) for _, attn, *_ in sites), None)
-    if attn_in_extras and attention is None:
-        raise ValueError('attn_in_extras=True needs a backbone with attention; this one has none.')
+    if attn_in_extras and (attention is None or attention.part_of):
+        raise ValueError('attn_in_extras=True needs a backbone with an attention that is a layer of its own.')
     if attn_in_extras is None:
         attn_in_extras = isinstance(model, AttnMobileNetV2)
     attn_layer = attention.layer if attention and attn_in_extras else None

@@ -53,8 +53,7 @@ def read_coco(
     if not Path(images).is_dir():
         raise ValueError(f'{str(images)!r}, where the images should be, is not a directory.')
     content = _load(source)
-    classes, category_ids = _read_categories(source, _records(content, 'categories', source), classes)
-    label_of = {category_id: label for label, category_id in enumerate(category_ids, 1)}
+    classes, category_ids, label_of = _read_categories(source, content, classes)
     defects: list[Defect] = []
 
     sizes: dict[int, tuple[int, int]] = {}
@@ -132,11 +131,12 @@ def _records(content: dict, key: str, source: str) -> Iterator[tuple[str, dict]]
 
 
 def _read_categories(
-    source: str, categories: Iterator[tuple[str, dict]], classes: Sequence[str] | None
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Classes and their ids in the order of the labels."""
+    source: str, content: dict, classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[int, ...], dict[int, int]]:
+    """Classes and their ids in the order of the labels, and the label of each id in the file."""
     names: dict[int, str] = {}
-    for where, category in categories:
+    roots = set()
+    for where, category in _records(content, 'categories', source):
         try:
             category_id = _check_id(category, 'id')
         except InvalidRecord as e:
@@ -144,18 +144,23 @@ def _read_categories(
         if category_id in names:
             raise ValueError(f'{source!r}: two categories have the id {category_id}.')
         names[category_id] = category.get('name', '')
-    names = dict(sorted(names.items()))
+        if category.get('supercategory') == 'none':
+            roots.add(category_id)
+    # Roboflow lists its project as a category above the others, which may have the name of one of them
+    parents = [category.get('supercategory') for category in content['categories']]
+    ids = [annotation.get('category_id') for _, annotation in _records(content, 'annotations', source)]
+    unused = roots.difference(i for i in ids if isinstance(i, int))
+    names = {i: name for i, name in sorted(names.items()) if i not in unused or name not in parents}
     try:
         own = check_classes(list(names.values()))
     except ValueError as e:
         raise ValueError(f'{source!r}: the names of its categories: {e}') from None
-    if classes is None:
-        return own, tuple(names)
-    classes = check_classes(classes)
+    classes = own if classes is None else check_classes(classes)
     id_of = {name: category_id for category_id, name in names.items()}
-    unused = max(names)
-    category_ids = [id_of.get(name, unused + i) for i, name in enumerate(classes, 1)]
-    return classes, tuple(category_ids)
+    highest = max(names)
+    category_ids = [id_of.get(name, highest + i) for i, name in enumerate(classes, 1)]
+    label_of = {id_of[name]: label for label, name in enumerate(classes, 1) if name in id_of}
+    return classes, tuple(category_ids), label_of
 
 
 def _read_image(image: dict, folder: Path) -> tuple[str, tuple[int, int]]:

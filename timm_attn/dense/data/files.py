@@ -2,18 +2,24 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from ...image_files import IMAGE_EXTENSIONS
+from ...image_files import IMAGE_EXTENSIONS, find_images
 from .records import Defect
 
 
-def files_by_stem(folder: Path, extensions: Sequence[str] = IMAGE_EXTENSIONS) -> dict[str, list[str]]:
-    """Paths of the files in a folder, by their names without the extension.
+def files_by_stem(
+    folder: Path, extensions: Sequence[str] = IMAGE_EXTENSIONS, suffix: str = '', recursive: bool = False
+) -> dict[str, list[str]]:
+    """Paths of the files in a folder, by their names without suffix and extension.
 
     Args:
-        folder: The folder; those in it are left out.
+        folder: The folder.
         extensions: Endings that count, in lower case.
+        suffix: What the names must have before the extension.
+        recursive: Whether to take the images below the folder, too. Their names then begin with their folders, and have
+            ``/`` on every system.
 
     Raises:
         ValueError: If it is no folder, or has no such file.
@@ -21,12 +27,20 @@ def files_by_stem(folder: Path, extensions: Sequence[str] = IMAGE_EXTENSIONS) ->
     if not folder.is_dir():
         raise ValueError(f'{str(folder)!r} {"is not a folder" if folder.exists() else "does not exist"}.')
     files = defaultdict(list)
-    for path in sorted(folder.iterdir()):
+    for path in _images_below(folder) if recursive else sorted(folder.iterdir()):
         if path.suffix.lower() in extensions and not path.name.startswith('.') and not path.is_dir():
-            files[path.stem].append(str(path))
+            stem = path.relative_to(folder).with_suffix('').as_posix()
+            if stem.endswith(suffix):
+                files[stem.removesuffix(suffix)].append(str(path))
     if not files:
-        raise ValueError(f'There are no files ({", ".join(extensions)}) in {str(folder)!r}.')
+        raise ValueError(f'There are no files ({", ".join(suffix + e for e in extensions)}) in {str(folder)!r}.')
     return dict(files)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    with suppress(FileNotFoundError):
+        return [Path(path) for path in find_images([str(folder)])]
+    return []
 
 
 def read_lines(path: str | Path) -> list[str]:

@@ -8,7 +8,7 @@ from .files import files_by_stem, read_split
 from .mask_coding import MaskCoding
 from .records import Annotations, Defect, ImageRecord, PackedRecords, check_classes
 
-_MASK_EXTENSIONS = ('.png', '.tif', '.tiff', '.bmp')  # a JPEG changes values
+MASK_EXTENSIONS = ('.png', '.tif', '.tiff', '.bmp')  # a JPEG changes values
 
 
 def read_image_masks(
@@ -18,6 +18,9 @@ def read_image_masks(
     ignore_index: int = 255,
     values: Mapping[int, int] | None = None,
     split: str | Path | None = None,
+    image_suffix: str = '',
+    mask_suffix: str = '',
+    recursive: bool = False,
 ) -> Annotations:
     """Read a folder of images and one of masks, in which the mask of ``a.jpg`` is ``a.png``.
 
@@ -31,14 +34,17 @@ def read_image_masks(
         ignore_index: Value of pixels that count neither in training nor in evaluation.
         values: Class id, or ``ignore_index``, of each value in the masks, if they are not the same.
         split: Text file with the names of the images to use, one a line and without extensions; by default all.
+        image_suffix: End of the names of images, before the extension, that the names of their masks lack.
+        mask_suffix: End of the names of masks that the names of their images lack: ``_mask`` for ``a_mask.png``.
+        recursive: Whether to read the folders in both, too. A mask must be in the folder of the same name.
 
     Raises:
         ValueError: If a folder is missing or empty, the split cannot be read, or the classes and values do not fit.
     """
     classes = check_classes(classes)
     coding = MaskCoding(len(classes), ignore_index, values)
-    image_files = files_by_stem(Path(images))
-    mask_files = files_by_stem(Path(masks), _MASK_EXTENSIONS)
+    image_files = files_by_stem(Path(images), suffix=image_suffix, recursive=recursive)
+    mask_files = files_by_stem(Path(masks), MASK_EXTENSIONS, mask_suffix, recursive)
     defects: list[Defect] = []
     stems = sorted({*image_files, *mask_files}) if split is None else read_split(Path(split), defects)
     if not stems:

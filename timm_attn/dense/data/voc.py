@@ -33,12 +33,13 @@ def read_voc(folder: str | Path, split: str | None = None, classes: Sequence[str
     to the right and below of their objects, in training and in evaluation alike. The metric of VOC, which counts the
     last pixel as part of a box, fits these numbers.
 
-    The id of an image is its place in the split.
+    The id of an image is its place in the split, or in all splits one after the other.
 
     Args:
         folder: Folder with ``Annotations/*.xml``, ``JPEGImages`` and ``ImageSets/Main``. An image has the name of its
             annotations, whatever these say.
-        split: Name of the list of images ``ImageSets/Main/<split>.txt``; by default all annotations count.
+        split: Name of the list of images ``ImageSets/Main/<split>.txt``; by default all annotations count. Several are
+            separated by commas, and one may be of a folder in ``folder``: ``VOC2007:trainval,VOC2012:trainval``.
         classes: Names of the classes in the order of their labels, such as those of the training set; by default the
             names of the objects, sorted. An object with another name is a defect.
 
@@ -46,24 +47,24 @@ def read_voc(folder: str | Path, split: str | None = None, classes: Sequence[str
         ValueError: If a folder or the split is missing, or there are no images or no names of classes.
     """
     root = Path(folder)
-    xml_files = files_by_stem(root / 'Annotations', ('.xml',))
-    images = files_by_stem(root / 'JPEGImages')
     defects: list[Defect] = []
-    stems = sorted(xml_files) if split is None else read_split(root / 'ImageSets' / 'Main' / f'{split}.txt', defects)
-    if not stems:
-        raise ValueError(f'The split {split!r} of {str(root)!r} names no images.')
+    files: dict[str, list[str]] = {}
+    for part in [None] if split is None else [part.strip() for part in split.split(',')]:
+        for xml_file, images in _find_files(root, part, defects).items():
+            if xml_file in files:
+                defects.append(Defect('duplicate id', xml_file, '', f'several of the splits {split} name it'))
+            files[xml_file] = images
 
     if classes is not None:
         classes = check_classes(classes)
 
     found: list[tuple[int, str, tuple[int, int]]] = []
     objects: dict[int, list[tuple[str, AnnotatedObject]]] = {}
-    for image_id, stem in enumerate(stems):
-        xml_file = next(iter(xml_files.get(stem, ())), str(root / 'Annotations' / f'{stem}.xml'))
+    for image_id, (xml_file, images) in enumerate(files.items()):
         try:
-            if stem not in xml_files:
+            if not os.path.lexists(xml_file):
                 raise InvalidRecord('missing file', 'the split names it, but there is no such file')
-            image = _find_image(stem, images)
+            image = _check_image(images, xml_file)
             content = _parse(xml_file)
             size = _read_annotated_size(content) or read_size(image)
         except InvalidRecord as e:
@@ -92,10 +93,21 @@ def read_voc(folder: str | Path, split: str | None = None, classes: Sequence[str
     return Annotations(str(root), classes, tuple(label_of.values()), records, tuple(defects))
 
 
-def _find_image(stem: str, images: dict[str, list[str]]) -> str:
-    paths = images.get(stem, [])
+def _find_files(root: Path, split: str | None, defects: list[Defect]) -> dict[str, list[str]]:
+    """Images of each file of annotations in a split, which may have the form ``folder:split``."""
+    folder, _, name = (split or '').rpartition(':')
+    root = root / folder
+    xml_files = files_by_stem(root / 'Annotations', ('.xml',))
+    images = files_by_stem(root / 'JPEGImages')
+    stems = sorted(xml_files) if split is None else read_split(root / 'ImageSets' / 'Main' / f'{name}.txt', defects)
+    if not stems:
+        raise ValueError(f'The split {split!r} of {str(root)!r} names no images.')
+    return {xml_files.get(stem, [str(root / 'Annotations' / f'{stem}.xml')])[0]: images.get(stem, []) for stem in stems}
+
+
+def _check_image(paths: list[str], xml_file: str) -> str:
     if not paths:
-        raise InvalidRecord('missing image', f'JPEGImages has no image {reprlib.repr(stem)}')
+        raise InvalidRecord('missing image', f'JPEGImages has no image {reprlib.repr(Path(xml_file).stem)}')
     if len(paths) > 1:
         raise InvalidRecord('duplicate id', f'several images have the name: {", ".join(map(os.path.basename, paths))}')
     return paths[0]
