@@ -7,14 +7,15 @@ import re
 import pytest
 import timm
 import torch
-from golden import MODEL_CASES, authors_state_dict, load_model_case, rule_image
+from costs import EXHAUSTIVE, SLOW
+from golden import MODEL_CASES, authors_state_dict, load_model_case, model_arguments, rule_image
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from timm.layers.coord_attn import CoordAttn
 from timm.models import get_pretrained_cfg, group_parameters
 from timm.optim import create_optimizer_v2
 
-from timm_attn.layers import CSA, SCSA
+from timm_attn.layers import CSA, FCA, SCSA
 from timm_attn.models import zoo_models
 from timm_attn.models.staged import StagedNet
 from timm_attn.weights.warm_start import attention_keys
@@ -22,20 +23,38 @@ from timm_attn.weights.warm_start import attention_keys
 MODELS = zoo_models()
 BACKBONES = [m for m in MODELS if not m.endswith('_cifar')]  # made for ImageNet: total stride 32
 OLD_TIMM = Version(timm.__version__) < Version('1.0.31')
-DEEP = ('csa_resnet101', 'scsa_resnet101')
+each_model = pytest.mark.parametrize('name', MODELS)
 
 # Exact where the authors' code or checkpoint gives the number, else as the papers report it
 PARAMETERS = {
     'csa_resnet50': 26_257_432,
     'scsa_resnet50': 25_617_448,
     'scsa_resnet101': 44_679_208,
+    'eca_resnet50': 25_557_112,
+    'eca_resnet101': 44_549_325,
+    'cbam_resnet50': 28_089_624,
+    'cbam_resnet101': 49_330_172,
+    'bam_resnet50': 25_915_099,
+    'bam_resnet101': 44_907_227,
+    'fca_resnet50': 28_071_976,
+    'fca_resnet101': 49_292_328,
+    'gct_resnet50': 25_557_032,
+    'gct_resnet101': 44_549_160,
+    'gsop_resnet50': 28_285_224,
+    'gsop_resnet101': 47_277_352,
     'mbv2_ca': 3_950_648,
     'mbv2_ca_075': 2_891_631,
     'mbv2_ca_050': 2_095_568,
     'mbv2_scsa': 3_619_048,
     'mobilenext': 3_535_416,
 }
-REPORTED_MILLIONS = {'csa_resnet101': 45.2, 'mbv2_se': 3.89, 'mbv2_cbam': 3.89, 'resnet20_cifar': 0.27}
+REPORTED_MILLIONS = {
+    'csa_resnet101': 45.2,
+    'gala_resnet50': 29.4,
+    'mbv2_se': 3.89,
+    'mbv2_cbam': 3.89,
+    'resnet20_cifar': 0.27,
+}
 
 
 def image(name, batch=2, size=None, **kwargs):
@@ -68,17 +87,20 @@ def test_the_zoo_is_complete():
         *(f'{p}_resnet{d}' for p in ('csa', 'scsa') for d in (18, 34, 50, 101)),
         *('mbv2_ca', 'mbv2_ca_075', 'mbv2_ca_050', 'mbv2_se', 'mbv2_cbam', 'mbv2_scsa'),
         *('mobilenext', 'mobilenext_se', 'mobilenext_ca'),
+        *(f'{p}_resnet{d}' for p in ('eca', 'cbam', 'bam', 'fca', 'gct', 'gsop', 'gala') for d in (50, 101)),
         *(f'{p}resnet20_cifar' for p in ('', 'se_', 'cbam_', 'ca_', 'csa_', 'scsa_')),
     }
     assert names <= set(MODELS)
 
 
+@pytest.mark.counts
 @pytest.mark.parametrize(('name', 'params'), PARAMETERS.items())
 def test_parameter_count(name, params):
     model = timm.create_model(name, device='meta')
     assert sum(p.numel() for p in model.parameters()) == params
 
 
+@pytest.mark.counts
 @pytest.mark.parametrize(('name', 'millions'), REPORTED_MILLIONS.items())
 def test_parameter_count_rounds_to_the_reported(name, millions):
     model = timm.create_model(name, device='meta')
@@ -86,10 +108,11 @@ def test_parameter_count_rounds_to_the_reported(name, millions):
 
 
 @pytest.mark.parametrize('through', ['pretrained', 'checkpoint_path'])
-@pytest.mark.parametrize('case_name', MODEL_CASES)
+@pytest.mark.parametrize('case_name', [pytest.param(c, marks=[pytest.mark.slow] * ('101' in c)) for c in MODEL_CASES])
 def test_authors_numbers(case_name, through, tmp_path):
     case = load_model_case(case_name)
-    name, model_args = case['model'], case['arguments']
+    name, model_args = case['model'], model_arguments(case)
+    dtype = getattr(torch, case.get('dtype', 'float32'))
     path = str(tmp_path / 'authors.pth')
     torch.save(authors_state_dict(case), path)
     if through == 'pretrained':
@@ -98,8 +121,11 @@ def test_authors_numbers(case_name, through, tmp_path):
         model = timm.create_model(name, checkpoint_path=path, **model_args)
     assert sum(p.numel() for p in model.parameters()) == case['params']
 
-    x = rule_image(case['input'])
-    model.eval()
+    x = rule_image(case['input']).to(dtype)
+    model.eval().to(dtype)
+    for module in model.modules():
+        if isinstance(module, FCA):  # the authors' table of cosines is rounded to float32, whatever the type
+            module.table.copy_(module.table.float())
     with torch.no_grad():
         if 'backbone' in case['note']:
             stages = model.forward_intermediates(x, intermediates_only=True)[1:]
@@ -107,12 +133,13 @@ def test_authors_numbers(case_name, through, tmp_path):
         else:
             out = model(x)
     assert list(out.shape) == case['out_shape']
-    torch.testing.assert_close(out[:, :32], torch.tensor(case['out']), rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(out.norm(dim=1), torch.tensor(case['out_norm']), rtol=1e-3, atol=0)
+    torch.testing.assert_close(out[:, :32], torch.tensor(case['out'], dtype=dtype), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(out.norm(dim=1), torch.tensor(case['out_norm'], dtype=dtype), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize('autocast', [None, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize('name', MODELS)
+# torch has no fast kernels of float16 for CPUs
+@pytest.mark.parametrize('autocast', [None, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
+@each_model
 def test_finite_at_initialisation(name, autocast):
     model = timm.create_model(name, num_classes=5)
     x = small_image(name)
@@ -127,7 +154,7 @@ def test_finite_at_initialisation(name, autocast):
 
 
 @pytest.mark.parametrize('value', [0.0, 0.7])
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_finite_on_constant_images(name, value):
     model = timm.create_model(name, num_classes=5)
     x = torch.full_like(small_image(name), value).requires_grad_()
@@ -139,7 +166,7 @@ def test_finite_on_constant_images(name, value):
     assert model.eval()(x).isfinite().all()
 
 
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_input_sizes(name):
     model = timm.create_model(name).eval()
     with torch.inference_mode():
@@ -147,7 +174,7 @@ def test_input_sizes(name):
             assert model(image(name, 1, size)).isfinite().all(), size
 
 
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_an_image_does_not_depend_on_its_batch(name):
     model = wake_up(timm.create_model(name)).eval()
     x = small_image(name, 5)
@@ -158,7 +185,7 @@ def test_an_image_does_not_depend_on_its_batch(name):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_dtype(name, dtype):
     model = timm.create_model(name, dtype=dtype).eval()
     assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {dtype}
@@ -168,7 +195,7 @@ def test_dtype(name, dtype):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_on_cuda(name):
     model = wake_up(timm.create_model(name)).eval()
     x = small_image(name)
@@ -183,7 +210,7 @@ def test_on_cuda(name):
     assert {p.device.type for p in timm.create_model(name, device='cuda').parameters()} == {'cuda'}
 
 
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_copies_and_formats_compute_the_same(name, tmp_path):
     model = wake_up(timm.create_model(name)).eval()
     x = small_image(name)
@@ -204,7 +231,7 @@ def test_copies_and_formats_compute_the_same(name, tmp_path):
         close(out, expected, 1e-4)
 
 
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_save_and_load_as_local_dir(name, tmp_path):
     model = wake_up(timm.create_model(name, num_classes=3)).eval()
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
@@ -214,7 +241,7 @@ def test_save_and_load_as_local_dir(name, tmp_path):
         assert torch.equal(again(x), model(x))
 
 
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_heads(name):
     x = small_image(name)
     model = wake_up(timm.create_model(name, num_classes=7, in_chans=3, global_pool='max', drop_rate=0.1)).eval()
@@ -237,7 +264,7 @@ def test_heads(name):
         assert one_channel(x[:, :1]).isfinite().all()
 
 
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_features_only(name):
     x = small_image(name)
     whole = wake_up(timm.create_model(name)).eval()
@@ -258,11 +285,11 @@ def test_features_only(name):
 
 
 @pytest.mark.parametrize('output_stride', [8, 16, 32])
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_output_stride(name, output_stride):
     backbone = timm.create_model(name, features_only=True, output_stride=output_stride).eval()
     x = small_image(name)
-    total = min(output_stride, 4 if name.endswith('_cifar') else 32)
+    total = min(output_stride, 4 if name.endswith('_cifar') else 16 if name.startswith('gsop') else 32)
     assert backbone.feature_info.reduction()[-1] == total
     assert backbone(x)[-1].shape[2:] == (x.shape[2] // total, x.shape[3] // total)
     # dilation does not change the weights
@@ -271,7 +298,7 @@ def test_output_stride(name, output_stride):
 
 
 @pytest.mark.parametrize('features_only', [False, True])
-@pytest.mark.parametrize('name', [m for m in MODELS if m not in DEEP])
+@pytest.mark.parametrize('name', [m for m in MODELS if m not in SLOW | EXHAUSTIVE])
 def test_gradient_checkpointing_changes_nothing(name, features_only):
     if features_only and 'resnet' in name and name in BACKBONES and OLD_TIMM:
         pytest.skip("the feature extractors of older timm's ResNets fail at this by themselves")
@@ -289,7 +316,7 @@ def test_gradient_checkpointing_changes_nothing(name, features_only):
         torch.testing.assert_close(grads[1][key], grad, rtol=1e-3, atol=1e-5, msg=lambda m, key=key: f'{key}: {m}')
 
 
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_for_optimisers(name):
     model = timm.create_model(name, device='meta')
     for coarse in (False, True):
@@ -306,7 +333,7 @@ def test_for_optimisers(name):
     assert len(set(others.values())) > 5
 
 
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_parts_can_be_trained_alone(name):
     free = timm.create_model(name, num_classes=3)
     attention = attention_keys(free)
@@ -338,20 +365,20 @@ def test_unknown_parts_are_refused():
     assert {k.split('.')[-3] for k, p in features.named_parameters() if p.requires_grad} == {'se'}
 
 
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_drop_path(name):
     model = timm.create_model(name, drop_path_rate=0.5).train()
     assert any(isinstance(m, timm.layers.DropPath) and m.drop_prob for m in model.modules())
     model(small_image(name)).sum().backward()
 
 
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_unknown_argument_is_refused(name):
     with pytest.raises(TypeError, match='not_an_argument'):
         timm.create_model(name, not_an_argument=1, device='meta')
 
 
-@pytest.mark.parametrize('name', MODELS)
+@each_model
 def test_every_kind_of_parameter_gets_a_gradient(name):
     model = wake_up(timm.create_model(name, num_classes=3)).train()
     torch.nn.functional.cross_entropy(model(small_image(name, 4)), torch.tensor([0, 1, 2, 0])).backward()

@@ -48,6 +48,7 @@ register_attention(
         'MobileNeXt: after the first depthwise convolution of a block',
         zeroed=('conv_h', 'conv_w'),
         gates=2,
+        slots=('mid',),
         formula='coord_attn',
         # github.com/houqb/CoordAttention
         authors_keys=((r'\bconv2\.', 'conv_h.'), (r'\bconv3\.', 'conv_w.')),

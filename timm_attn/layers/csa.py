@@ -160,6 +160,8 @@ register_attention(
         'each stage',
         zeroed=('fc2',),
         gates=1,
+        slots=('out',),
+        blocks='last',
         formula='csa',
         # github.com/nick-nikzad/CSA-Net
         authors_keys=((r'\bmlp_D\.1\.', 'fc1.'), (r'\bmlp_U\.', 'fc2.')),

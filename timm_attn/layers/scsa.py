@@ -14,9 +14,16 @@ from timm.models import register_notrace_function
 from torch import nn
 
 from .axes import axis_means, fixed_size, gate_axes, gate_own
+from .ranges import scaled_for_norm
 from .registry import Attention, register_attention
 
-for _name in ('_within_range', 'axis_means', 'gate_axes', 'gate_own', 'window_pool'):  # leaves of every torch.fx tracer
+for _name in (
+    'axis_means',
+    'gate_axes',
+    'gate_own',
+    'scaled_for_norm',
+    'window_pool',
+):  # leaves of every torch.fx tracer
     torch.fx.wrap(_name)
 
 SCSA_POOLS = ('avg', 'max', 'recombination')
@@ -44,18 +51,6 @@ def window_pool(x: torch.Tensor, window: int, mode: str) -> torch.Tensor:
         return x.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
     kernel = [min(window, H), min(window, W)]
     return F.max_pool2d(x, kernel, kernel) if mode == 'max' else F.avg_pool2d(x, kernel, kernel)
-
-
-def _within_range(x: torch.Tensor) -> torch.Tensor:
-    """Scale an image's features (B, C, ...) down where a norm could not square them; others keep every bit.
-
-    A norm does not depend on the scale of values so large that its epsilon does not count.
-    """
-    if x.dtype == torch.float16:  # ends long before
-        return x
-    largest = torch.linalg.vector_norm(x.detach().flatten(1), ord=float('inf'), dim=1)
-    scale = 2.0**20 / largest.clamp_min(2.0**20)
-    return x * scale.view([-1] + [1] * (x.ndim - 1))
 
 
 class SCSA(nn.Module):
@@ -153,7 +148,7 @@ class SCSA(nn.Module):
             biases.append(bias)
         both = torch.cat([F.pad(mean_h, [0, pad]), mean_w], dim=2)
         both = F.conv1d(both, torch.cat(weights), torch.cat(biases), padding=pad, groups=fixed_size(both.shape[1]))
-        both = _within_range(both)
+        both = scaled_for_norm(both)
         h, _, w = torch.split(both, [mean_h.shape[2], pad, mean_w.shape[2]], dim=2)
         return h, w
 
@@ -164,7 +159,7 @@ class SCSA(nn.Module):
         gate_w = self.spatial_gate(self.norm_w(w)).unsqueeze(2)  # (B, C, 1, W)
         x = gate_axes(x, gate_h, gate_w)
 
-        y = self.norm(_within_range(self.reduce(window_pool(x, self.window_size, self.pool_type))))
+        y = self.norm(scaled_for_norm(self.reduce(window_pool(x, self.window_size, self.pool_type))))
         heads = [self.num_heads, -1]
         q = self.q(y).flatten(2).unflatten(1, heads)  # (B, nh, C / nh, N)
         k = self.k(y).flatten(2).unflatten(1, heads)
@@ -187,6 +182,7 @@ register_attention(
         'each block',
         zeroed=('norm_h', 'norm_w', 'v'),
         gates=3,
+        slots=('mid',),
         formula='scsa',
         # github.com/HZAI-ZJNU/SCSA
         authors_keys=(

@@ -32,6 +32,9 @@ register_attention(
         'the depthwise convolution of each block that expands',
         zeroed=('fc2',),
         gates=1,
+        slots=('out', 'mid'),
+        same_as=('SqueezeExcite', 'SEModule', 'EffectiveSEModule', 'SEWithNorm'),
+        attach_args=dict(rd_ratio=1.0 / 16, act_layer=nn.ReLU),  # those of its own paper
         authors_keys=((r'^conv\.0\.', 'fc1.'), (r'^conv\.2\.', 'fc2.')),
     )
 )

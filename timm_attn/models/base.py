@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from .._compat import ConvertsStateDict
+from ..layers.groups import without_attention
 from ..weights.convert import CheckpointError, describe_misfit, has_new_head, keep_fresh_head, rename_keys
 
 
@@ -21,6 +22,9 @@ class ZooModel(ConvertsStateDict):
     absorbs_gate: dict[str, tuple[str, ...]] = {}
     """For warm starts: what a block calls its attention -> the layers beside it that can take up a factor, the first
     that the block has."""
+
+    no_warm_start: str | None = None
+    """Why the weights of a plain backbone are no start, and what to do instead; None where they are one."""
 
     def misfit_hint(self, wrong: list[str], own: dict, given: dict) -> str | None:
         """The next step where a checkpoint does not fit for a reason that only this family knows.
@@ -53,13 +57,7 @@ class ZooModel(ConvertsStateDict):
         matcher = super().group_matcher(coarse=coarse)
         if coarse or not self.absorbs_gate:
             return matcher
-        not_attention = rf'(?!.*\.(?:{"|".join(self.absorbs_gate)})\.)'
-        return {
-            name: [(f'{not_attention}(?:{pattern})', order) for pattern, order in spec]
-            if isinstance(spec, list | tuple)
-            else f'{not_attention}(?:{spec})'
-            for name, spec in matcher.items()
-        }
+        return without_attention(matcher, rf'.*\.(?:{"|".join(self.absorbs_gate)})\.')
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         """As ``torch.nn.Module.load_state_dict``, with a short message where the checkpoint does not fit.

@@ -1,4 +1,4 @@
-"""ResNets for 32x32 images, plain and with each attention of the zoo.
+"""ResNets for 32x32 images, plain and with some of the attentions.
 
 Paper: `Deep Residual Learning for Image Recognition` - https://arxiv.org/abs/1512.03385, section 4.2
 """

@@ -1,5 +1,7 @@
 """Facts about the registered models and their weights: size, cost, origin, quality."""
 
+import inspect
+
 import timm
 import torch
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg, model_entrypoint
@@ -106,11 +108,11 @@ def describe(name: str) -> dict:
     arch_cfgs = get_arch_pretrained_cfgs(weight.arch)
     facts = dict(
         model=name,
-        about=model_entrypoint(weight.arch).__doc__.strip(),
+        about=summary(weight.arch),
         **_fields(weight, 'paper', 'params', 'gmacs'),
         activations=f'{weight.activations:.3f} M',
         tags=[n.partition('.')[2] for n, c in arch_cfgs.items() if c.has_weights],
-        weights=f'{weight.tag}: {weight.kind.replace("_", " ")}',
+        weights='none' if weight.kind == 'untrained' else f'{weight.tag}: {weight.kind.replace("_", " ")}',
         **_fields(weight, 'origin', 'base_weight', 'license', 'dataset', 'recipe', 'file_size', 'sha256'),
         quality=[str(metric) for metric in weight.metrics],
         **_fields(cfg, 'num_classes', 'input_size', 'mean', 'std', 'crop_pct', 'interpolation'),
@@ -118,6 +120,12 @@ def describe(name: str) -> dict:
         notes=weight.notes,
     )
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def summary(arch: str) -> str:
+    """First paragraph of the docstring of a model's entrypoint."""
+    doc = inspect.getdoc(model_entrypoint(arch)) or ''
+    return ' '.join(doc.partition('\n\n')[0].split())
 
 
 def _describe_foreign(name: str) -> dict:

@@ -9,7 +9,6 @@ import os
 import pickle
 import re
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from timm.models import clean_state_dict, load_state_dict
@@ -63,6 +62,8 @@ def keep_fresh_head(state_dict: dict[str, torch.Tensor], model: nn.Module) -> No
 def rename_keys(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Rename the keys of a checkpoint to the model's; our own are returned as they are.
 
+    Tensors of the attention that the authors hold in another form are converted.
+
     Args:
         state_dict: Tensors by key. Of a whole OpenMMLab classifier or detector only the backbone and ``head.fc`` are
             kept.
@@ -74,16 +75,18 @@ def rename_keys(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[s
     rows = list(dict.fromkeys(row for _, attn, *_ in attention_sites(model) if (row := attention_of(attn))))
     of_attention = _in_attention(model)
 
-    def rename(key: str) -> str:
+    renamed = {}
+    for key, value in state_dict.items():
         key = model.rename_key(key)
         if match := of_attention(key):
-            inside = match[2]
+            tensor: tuple[str, torch.Tensor] | None = (match[2], value)
             for row in rows:
-                inside = row.rename_key(inside)
-            key = match[1] + inside
-        return key
-
-    return {rename(key): value for key, value in state_dict.items()}
+                tensor = tensor and row.convert(*tensor)
+            if tensor is None:
+                continue
+            key, value = match[1] + tensor[0], tensor[1]
+        renamed[key] = value
+    return renamed
 
 
 def checkpoint_filter_fn(
@@ -107,15 +110,7 @@ def checkpoint_filter_fn(
     Raises:
         CheckpointError: With ``strict``, if the checkpoint does not fit the model.
     """
-    for wrapper in _WRAPPERS:
-        if isinstance(state_dict.get(wrapper), dict):
-            state_dict = state_dict[wrapper]
-            break
-    renamed = rename_keys(clean_state_dict(state_dict), model)
-    ignore = head_keys(model) if not with_head or has_new_head(model) else ()
-    # The stem may still be converted to another number of input channels.
-    stem = (f'{_cfg(model).get("first_conv")}.weight',)
-    check = partial(describe_misfit, model=model, ignore=ignore, any_channels=stem)
+    renamed = rename_keys(clean_state_dict(unwrap(state_dict)), model)
     attention = attention_keys(model)
     is_plain = bool(attention) and attention.isdisjoint(renamed)
     if is_plain:
@@ -125,12 +120,35 @@ def checkpoint_filter_fn(
             if strict:
                 raise CheckpointError(f'These weights of a plain backbone fit no warm start: {e}') from e
             is_plain = False
-    message = (check(renamed) or _describe_values(renamed, model, ignore)) if strict else None
-    if message is not None:
-        raise CheckpointError(message)
+    if strict:
+        check_fit(renamed, model, with_head)
     if is_plain:
         _logger.info(f'{_name(model)}: weights of the plain backbone; the attention starts as an exact identity.')
     return renamed
+
+
+def unwrap(state_dict: dict) -> dict:
+    """The tensors of a checkpoint that holds more than them."""
+    return next((state_dict[key] for key in _WRAPPERS if isinstance(state_dict.get(key), dict)), state_dict)
+
+
+def check_fit(state_dict: dict[str, torch.Tensor], model: nn.Module, with_head: bool = True) -> None:
+    """Check that tensors are those of a model, under its keys.
+
+    Args:
+        state_dict: Tensors by key.
+        model: The model that is to load them.
+        with_head: Whether the classifier is wanted; False for feature extractors.
+
+    Raises:
+        CheckpointError: If they do not fit; the message says where and what to do.
+    """
+    ignore = head_keys(model) if not with_head or has_new_head(model) else ()
+    # The stem may still be converted to another number of input channels.
+    stem = (f'{_cfg(model).get("first_conv")}.weight',)
+    message = describe_misfit(state_dict, model, ignore, stem) or _describe_values(state_dict, model, ignore)
+    if message is not None:
+        raise CheckpointError(message)
 
 
 def describe_misfit(
@@ -202,7 +220,8 @@ def _hint(missing: list[str], wrong: list[str], own: dict, given: dict, model: n
                 f'also pretrained_cfg_overlay=dict(file=PATH, num_classes={classes[0]}).'
             )
         return 'The model has no classifier; pretrained_cfg_overlay=dict(file=PATH) leaves out that of the checkpoint.'
-    if hint := model.misfit_hint(wrong, own, given):
+    misfit_hint = getattr(model, 'misfit_hint', None)  # which models of timm itself lack
+    if misfit_hint and (hint := misfit_hint(wrong, own, given)):
         return hint
     of_attention = _in_attention(model)
     if not any(map(of_attention, given)) and missing == wrong and all(map(of_attention, missing)):
@@ -217,7 +236,7 @@ def _hint(missing: list[str], wrong: list[str], own: dict, given: dict, model: n
 
 def _in_attention(model: nn.Module) -> Callable[[str], re.Match | None]:
     """Function that matches the keys of attention layers; its groups are the key up to the layer and within it."""
-    if not model.absorbs_gate:
+    if not getattr(model, 'absorbs_gate', None):
         return lambda key: None
     return re.compile(rf'(.*?\.(?:{"|".join(model.absorbs_gate)})\.)(.*)').fullmatch
 

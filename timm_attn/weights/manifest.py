@@ -190,7 +190,7 @@ def plain_backbone(arch: str) -> str:
     return _PLAIN_BACKBONES[arch]
 
 
-def pretrained_cfgs(cfg: dict, **plain: str) -> dict[str, dict]:
+def pretrained_cfgs(cfg: dict, warm_start: bool = True, **plain: str) -> dict[str, dict]:
     """Pretrained cfgs of models, for ``timm.models.generate_default_cfgs``.
 
     A model's weights are those of its rows in the manifest. A model without a row starts warm from the default weight
@@ -198,13 +198,14 @@ def pretrained_cfgs(cfg: dict, **plain: str) -> dict[str, dict]:
 
     Args:
         cfg: Entries of the cfg that belong to the architecture, not to one weight.
+        warm_start: Whether the attention can start as an identity; otherwise a model without a row has no weights.
         **plain: Registered name -> name of its plain backbone, which may be the model itself.
     """
     _PLAIN_BACKBONES.update(plain)
     rows = [row for row in weights().values() if row.arch in plain]
     cfgs = {row.name: _pretrained_cfg(row, cfg) for row in rows}
     for arch in plain.keys() - {row.arch for row in rows}:
-        cfgs |= _warm_start_cfg(arch, plain[arch], cfg)
+        cfgs |= _warm_start_cfg(arch, plain[arch], cfg) if warm_start else {arch: cfg}
     return cfgs
 
 

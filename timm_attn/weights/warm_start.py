@@ -13,23 +13,33 @@ from torch import nn
 from ..layers import Attention, attention_of
 
 
-def attention_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module, str]]:
+def attention_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str, nn.Module]]]:
     """Attention layers of a model.
 
     Args:
         model: Its class names in ``absorbs_gate`` what the blocks call their attention, and which layers beside it can
-            take up a factor: the first one that the block has.
+            take up a factor: the first one that the block has. Where the blocks of a stage share one attention,
+            ``*.bn3`` is the layer ``bn3`` of each of them.
 
     Yields:
-        Name of the attention, the attention, the layer that takes up its factor, and that layer's name.
+        Name of the attention, the attention, and the layers that take up its factor by name.
     """
     for name, block in model.named_modules():
         for attn_name, neighbours in model.absorbs_gate.items():
             attn = getattr(block, attn_name, None)
             if attn is None or isinstance(attn, nn.Identity):
                 continue
-            neighbour = next(n for n in neighbours if hasattr(block, n))
-            yield f'{name}.{attn_name}', attn, getattr(block, neighbour), f'{name}.{neighbour}'
+            found = next((found for neighbour in neighbours if (found := _layers(block, neighbour))), {})
+            yield f'{name}.{attn_name}', attn, {f'{name}.{key}': layer for key, layer in found.items()}
+
+
+def _layers(block: nn.Module, name: str) -> dict[str, nn.Module]:
+    """Layers that a name stands for: one of the block, or with ``*.`` one of each of its children; none if missing."""
+    parents = {'': block}
+    if name.startswith('*.'):
+        name = name.removeprefix('*.')
+        parents = {f'{key}.': child for key, child in block.named_children()}
+    return {key + name: getattr(parent, name) for key, parent in parents.items() if hasattr(parent, name)}
 
 
 def attention_keys(model: nn.Module) -> set[str]:
@@ -51,21 +61,24 @@ def warm_start(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[st
         ValueError: If the model holds an attention that cannot be an identity, such as one with another gate.
     """
     state_dict = dict(state_dict)
-    for name, attn, neighbour, neighbour_name in attention_sites(model):
+    for name, attn, neighbours in attention_sites(model):
         row = _half_gates(name, attn)
+        if row.gates and not neighbours:
+            raise ValueError(f'No layer beside {name} can take up its factor.')
         for key, value in attn.state_dict().items():
-            is_zero = key.rpartition('.')[0] in row.zeroed and key.endswith(('.weight', '.bias'))
+            is_zero = row.is_zeroed(key)
             # A hidden layer of a single ReLU would be dead for every image at every second draw: after an activation
             # its inputs are not negative, so that its weights need only be positive.
             is_single = key.startswith('fc1.') and value.shape[0] == 1
             value = torch.zeros_like(value) if is_zero else value.abs() if is_single else value.clone()
             state_dict[f'{name}.{key}'] = value
-        # A norm before the attention is scaled as a whole; of a convolution after it only the products are.
-        for key in ('weight',) if isinstance(neighbour, nn.Conv2d) else ('weight', 'bias'):
-            if getattr(neighbour, key, None) is None:
-                raise ValueError(f'{neighbour_name} has no {key} that could take up the factor of {name}.')
-            if f'{neighbour_name}.{key}' in state_dict:
-                state_dict[f'{neighbour_name}.{key}'] = state_dict[f'{neighbour_name}.{key}'] * 2**row.gates
+        for neighbour_name, neighbour in neighbours.items():
+            # A norm before the attention is scaled as a whole; of a convolution after it only the products are.
+            for key in ('weight',) if isinstance(neighbour, nn.Conv2d) else ('weight', 'bias'):
+                if getattr(neighbour, key, None) is None:
+                    raise ValueError(f'{neighbour_name} has no {key} that could take up the factor of {name}.')
+                if f'{neighbour_name}.{key}' in state_dict:
+                    state_dict[f'{neighbour_name}.{key}'] = state_dict[f'{neighbour_name}.{key}'] * 2**row.gates
     return state_dict
 
 
@@ -74,8 +87,11 @@ def _half_gates(name: str, attn: nn.Module) -> Attention:
     row = attention_of(attn)
     if row is None:
         raise ValueError(f'{name} is a {type(attn).__name__}, for which no start as an identity is known.')
+    if not row.zeroed:
+        raise ValueError(f'{name} is a {type(attn).__name__}, which no weights make an identity.')
     gates = [module for key, module in attn.named_modules() if key.endswith('gate')]
     zero = torch.zeros(1, 2, 3, 3)
-    if getattr(attn, 'has_skip', False) or not gates or not all(bool((gate(zero) == 0.5).all()) for gate in gates):
+    halves = [bool((gate(zero) == 0.5).all()) for gate in gates]
+    if getattr(attn, 'has_skip', False) or not all(halves) or (row.gates and not halves):
         raise ValueError(f'{name} cannot start as an identity: its gate at zero is not one half.')
     return row
