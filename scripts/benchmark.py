@@ -25,14 +25,13 @@ from pathlib import Path
 import formulas
 import timm
 import torch
-import torch.nn.functional as F
 from common import write_text
-from timing import machine, peak_memory, ratio, take_turns
 from torch import nn
 
 import timm_attn
 from timm_attn.layers import attention_of, get_attention, list_attentions
 from timm_attn.models import zoo_models
+from timm_attn.timing import calibrate_norms, inference, machine, peak_memory, ratio, take_turns, training
 from timm_attn.weights import plain_backbone
 
 REFERENCE_LAYERS = ', reference'  # after a model's name: with the reference implementations of its layers
@@ -55,47 +54,12 @@ def formula(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | None:
 def build(name: str, images: torch.Tensor) -> nn.Module:
     """A model with random weights whose batch norms know the statistics of random images."""
     torch.manual_seed(0)
-    model = timm.create_model(name.removesuffix(REFERENCE_LAYERS)).to(images.device).train()
+    model = timm.create_model(name.removesuffix(REFERENCE_LAYERS)).to(images.device)
     if name.endswith(REFERENCE_LAYERS):
         for module in model.modules():
             if reference := formula(module):
                 module.forward = reference
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        nn.init.uniform_(norm.weight, 0.5, 1.0)  # timm's zeros would switch the attention of a block off
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model(images)
-    for norm in norms:
-        norm.momentum = 0.1
-    return model.eval()
-
-
-def inference(model: nn.Module, images: torch.Tensor, autocast) -> Callable[[], object]:
-    """A forward pass."""
-
-    def run():
-        with torch.inference_mode(), autocast():
-            return model(images)
-
-    return run
-
-
-def training(model: nn.Module, images: torch.Tensor, autocast) -> Callable[[], object]:
-    """Forward, backward and optimizer step."""
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-    with torch.no_grad():
-        labels = torch.arange(len(images), device=images.device) % model(images[:2]).shape[1]
-
-    def run():
-        optimizer.zero_grad()
-        with autocast():
-            loss = F.cross_entropy(model(images).float(), labels)
-        loss.backward()
-        optimizer.step()
-
-    return run
+    return calibrate_norms(model, images)
 
 
 def measure_models(names: list[str], args: argparse.Namespace, device: torch.device) -> list[dict]:

@@ -3,9 +3,9 @@ r"""Put the better of several training runs into the package, with all their res
     python scripts/bundle_weight.py csa_resnet20_cifar.cifar10 --data-dir cifar10 \
         --run 0=OUTPUT/csa_resnet20_cifar.seed0 --run 1=OUTPUT/csa_resnet20_cifar.seed1
 
-A run is named by its seed and the output folder of timm's train.py, with ``last.pth.tar`` and ``summary.csv`` in it.
-Its top-1 is measured on the whole test split, in float32. The tensors are loaded strictly and written without the
-training state; the logs go to ``model_cards/data/logs``.
+A run is named by its seed and its folder, with ``last.pth.tar`` and ``summary.csv`` in it: one of timm's train.py, or
+with another ``--recipe`` of ``timm-attn finetune``. Its top-1 is measured on the whole test split, in float32. The
+tensors are loaded strictly and written without the training state; the logs go to ``model_cards/data/logs``.
 """
 
 import argparse
@@ -40,12 +40,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='Put the better of several training runs into the package.')
     parser.add_argument('name', help='architecture.tag of the weight')
     parser.add_argument('--run', action='append', required=True, metavar='SEED=FOLDER', help='a run; may be repeated')
+    parser.add_argument('--recipe', default='cifar10_resnet20', help='recipe of the runs (default: %(default)s)')
+    parser.add_argument('--note', action='append', help='what the card must say of this weight; may be repeated')
     parser.add_argument('--data-dir', required=True, metavar='DIR', help='CIFAR-10 as DIR/test/<class>/*.jpg')
     args = parser.parse_args()
     arch = args.name.partition('.')[0]
-    row = weights().get(args.name) or weights().get(f'{arch}.untrained')
-    if row is None:
-        parser.error(f'the manifest has no row for {args.name}, nor {arch}.untrained in its place')
+    rows = list(weights().values())
+    places = [row for row in rows if row.arch == arch and row.kind in ('trained', 'untrained')]
+    if not places:
+        parser.error(f'the manifest has no row for {arch} that it could replace or follow')
+    replaced = next((row for row in places if row.name == args.name or row.kind == 'untrained'), None)
+    row = replaced or places[0]
     seeds, logs, models = {}, [], {}
     for run in args.run:
         seed, _, folder = run.partition('=')
@@ -57,12 +62,16 @@ def main() -> None:
     best = max(seeds, key=seeds.get)
     file = f'{args.name}.safetensors'
     save_weights(models[best], bundled(file))
-    trained = _trained_row(row, args.name, file, seeds, logs)
-    write_manifest([trained if w is row else w for w in weights().values()])
+    trained = _trained_row(row, args.name, file, args.recipe, seeds, logs)
+    if args.note:
+        trained = dataclasses.replace(trained, notes=tuple(args.note))
+    at = rows.index(row)
+    rows[at : at + bool(replaced)] = [trained]  # the first row of a network is its default
+    write_manifest(rows)
     print(f'{file}: seed {best}, {os.path.getsize(bundled(file))} bytes')
 
 
-def _trained_row(row: Weight, name: str, file: str, seeds: dict, logs: list[str]) -> Weight:
+def _trained_row(row: Weight, name: str, file: str, recipe: str, seeds: dict, logs: list[str]) -> Weight:
     size_and_sum = measure_file(file)
     row = dataclasses.replace(
         row,
@@ -74,7 +83,7 @@ def _trained_row(row: Weight, name: str, file: str, seeds: dict, logs: list[str]
         license_url='https://www.apache.org/licenses/LICENSE-2.0',
         redistributable=True,
         dataset='uoft-cs/cifar10',
-        recipe=(RECIPES / 'cifar10_resnet20.yaml').as_posix(),
+        recipe=(RECIPES / f'{recipe}.yaml').as_posix(),
         seeds=seeds,
         logs=tuple(logs),
         metrics=(cifar10_metric(max(seeds.values())),),

@@ -2,14 +2,17 @@
 
 import statistics
 import textwrap
+from pathlib import Path
 
 import timm
 import yaml
 from common import ROOT
 from huggingface_hub import EvalResult, ModelCardData
 from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg, model_entrypoint
+from timm.models import get_pretrained_cfg
 
+from timm_attn.models.info import summary
+from timm_attn.train.recipes import command_of
 from timm_attn.weights import Weight, weights
 
 KINDS = dict(authors="the authors'", warm_start='warm start, not fine-tuned', trained='trained here', untrained='none')
@@ -60,8 +63,8 @@ def _front_matter(weight: Weight) -> str:
         license=weight.license,
         library_name='timm',
         pipeline_tag='image-classification',
-        tags=['image-classification', 'timm', 'timm-attn', weight.paper.lower()],
-        datasets=[weight.dataset],
+        tags=['image-classification', 'timm', 'timm-attn'] + [weight.paper.lower()] * weight.paper.startswith('arXiv:'),
+        datasets=[weight.dataset] if weight.dataset else None,
         base_model=_base_model(weight),
         model_name=weight.name if results else None,
         eval_results=results or None,
@@ -75,7 +78,7 @@ def _base_model(weight: Weight) -> str | None:
 
 
 def _about(weight: Weight) -> str:
-    return model_entrypoint(weight.arch).__doc__.strip()
+    return summary(weight.arch)
 
 
 def _first_words(weight: Weight) -> str:
@@ -97,11 +100,14 @@ def _details(weight: Weight) -> str:
         f'{_size(weight)}; counted over convolutions and matrix products',
         f'**Images:** {_size(weight)}, mean {data["mean"]}, std {data["std"]}, crop {data["crop_pct"]}, '
         f'{data["interpolation"]}',
-        f'**Classes:** {get_pretrained_cfg(weight.name).num_classes}, of {DATASETS[weight.dataset]}',
         f'**Paper:** {_paper(weight.paper)}',
-        f'**Source:** {_link(weight.origin)}',
-        f'**Licence:** {weight.license}, stated at {weight.license_url}',
     ]
+    if weight.kind != 'untrained':
+        lines[-1:-1] = [f'**Classes:** {get_pretrained_cfg(weight.name).num_classes}, of {DATASETS[weight.dataset]}']
+        lines += [
+            f'**Source:** {_link(weight.origin)}',
+            f'**Licence:** {weight.license}, stated at {weight.license_url}',
+        ]
     if weight.sha256:
         lines.insert(-1, f'**File:** {weight.file_size} bytes, SHA-256 `{weight.sha256}`')
     if weight.git_blob_sha1:
@@ -114,6 +120,8 @@ def _details(weight: Weight) -> str:
 
 
 def _usage(weight: Weight) -> str:
+    if weight.kind == 'untrained':
+        return _usage_untrained(weight)
     input_size = tuple(get_pretrained_cfg(weight.name).input_size)
     maps = timm.create_model(weight.arch, features_only=True, device='meta').feature_info.channels()
     return f"""## Usage
@@ -150,6 +158,18 @@ embedding = model(torch.randn(1, {', '.join(map(str, input_size))}))  # (1, {_em
 ```"""
 
 
+def _usage_untrained(weight: Weight) -> str:
+    return f"""## Usage
+
+`import timm_attn` registers the model in timm.
+
+```python
+import timm, timm_attn
+
+model = timm.create_model('{weight.arch}', num_classes=10)  # random weights
+```"""
+
+
 def _embedding_width(weight: Weight) -> int:
     return timm.create_model(weight.arch, num_classes=0, device='meta').head_hidden_size
 
@@ -168,9 +188,12 @@ def _how_made(weight: Weight) -> str:
             f'so the logits are those of the backbone, and the zero layers receive gradients from the first step. '
             f'The other layers of the attention are freshly initialized.'
         )
+    elif weight.kind == 'untrained':
+        text = 'There are no weights for it here: it is built with random ones, and must be trained.'
     else:
         logs = ', '.join(f'`{log}`' for log in weight.logs)
-        text = f"Trained by timm's `train.py` with `{weight.recipe}` in the timm-attn repository; logs: {logs}."
+        tool = command_of(Path(weight.recipe or '').stem).replace('finetune', 'timm-attn finetune')
+        text = f'Trained by `{tool}` with `{weight.recipe}` in the timm-attn repository; logs: {logs}.'
         if weight.seeds:
             text += f' {_seeds_sentence(weight)}'
     if weight.copyright and weight.license == 'mit':
@@ -205,8 +228,8 @@ def _limitations(weight: Weight) -> str:
         lines.insert(0, 'A small network for images of 32x32 pixels, for demonstrations and tests, not for production.')
         lines.insert(
             1,
-            'The images were re-encoded as JPEG by their source and the schedule is short: compare the figures only '
-            'with those of the same recipe.',
+            'The images were re-encoded as JPEG by their source: compare the figures only with those of the same '
+            'recipe.',
         )
     if weight.dataset == 'ILSVRC/imagenet-1k':
         lines.append('Trained on ImageNet-1k, with its biases and its terms of use.')
@@ -226,26 +249,29 @@ def bibtex(paper: str) -> str:
     """BibTeX entry of a paper that CITATION.cff lists.
 
     Args:
-        paper: Such as ``arXiv:2405.05755``.
+        paper: Such as ``arXiv:2405.05755``, or a URL.
 
     Raises:
         KeyError: If CITATION.cff does not list it.
     """
-    number = paper.removeprefix('arXiv:')
+    number = paper.removeprefix('arXiv:').rpartition('/')[2]
     references = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))['references']
     found = {r['url'].rpartition('/')[2]: r for r in references}
     if number not in found:
         raise KeyError(f'CITATION.cff does not list {paper}.')
     ref = found[number]
     authors = ' and '.join(f'{a["family-names"]}, {a["given-names"]}' for a in ref['authors'])
-    key = f'{ref["authors"][0]["family-names"].lower()}{ref["year"]}{number.replace(".", "")}'
+    key = f'{ref["authors"][0]["family-names"].lower()}{ref["year"]}'
+    key, where = (key + number.replace('.', ''), f'arXiv:{number}') if paper.startswith('arXiv:') else (key, paper)
     return (
         f'@article{{{key},\n  title = {{{ref["title"]}}},\n  author = {{{authors}}},\n'
-        f'  journal = {{arXiv:{number}}},\n  year = {{{ref["year"]}}}\n}}'
+        f'  journal = {{{where}}},\n  year = {{{ref["year"]}}}\n}}'
     )
 
 
 def _paper(paper: str) -> str:
+    if '://' in paper:
+        return paper
     return f'https://arxiv.org/abs/{paper.removeprefix("arXiv:")}'
 
 

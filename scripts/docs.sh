@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Build the documentation, warnings as errors: bash scripts/docs.sh [OUT]     (default: build/docs)
+# Build the documentation, warnings as errors, and the page of the zoo: bash scripts/docs.sh [OUT]  (default: build/docs)
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 ensure_env docs
-exec "$PYTHON" -m sphinx -W --keep-going -q -b html docs "${1:-build/docs}"
+out="${1:-build/docs}"
+"$PYTHON" -m sphinx -W --keep-going -q -b html docs "$out"
+"$PYTHON" scripts/zoo_page.py "$out"

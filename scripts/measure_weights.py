@@ -18,14 +18,14 @@ from pathlib import Path
 
 import timm
 import torch
-from benchmark import build, inference
+from benchmark import build
 from common import write_text
-from timing import machine, ratio, take_turns
 from timm.data import create_dataset, create_loader, resolve_data_config
 from torch import nn
 
 from timm_attn.models import zoo_models
 from timm_attn.models.info import count_cost, find_weight
+from timm_attn.timing import inference, machine, ratio, take_turns
 from timm_attn.weights import Metric, Weight, bundled, plain_backbone, weights
 from timm_attn.weights.manifest import MANIFEST
 

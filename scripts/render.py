@@ -14,7 +14,18 @@ import performance
 import results
 from cards import render_card
 from common import CARDS, ROOT
-from tables import attentions_table, families_table, models_table, published, weights_table
+from tables import (
+    attentions_table,
+    csa_net_remarks,
+    csa_net_tables,
+    families_table,
+    models_table,
+    published,
+    untrained,
+    weights_table,
+)
+
+from timm_attn.weights import weights
 
 _MARKS = r'(<!-- {0}: written by scripts/render.py -->\n).*?(<!-- end of {0} -->)'
 
@@ -28,6 +39,10 @@ figures are quoted; *measured* ones were measured by `scripts/measure_weights.py
 backbone until it is fine-tuned.
 
 {weights_table(published(), links='')}
+
+These networks have no weights; their cards say what they are and how far they can be trusted:
+
+{weights_table(untrained(), links='')}
 
 How much the attentions help under equal recipes: [RESULTS.md](RESULTS.md).
 """
@@ -53,12 +68,13 @@ def render_tables(path: Path, **tables: str) -> str:
 
 def stale_files() -> dict[Path, str | None]:
     """Files that are out of date, with the text they should have; None for what is not a card any more."""
-    wanted = {CARDS / f'{w.name}.md': render_card(w) for w in published()}
+    wanted = {CARDS / f'{w.name}.md': render_card(w) for w in weights().values()}
     wanted |= {CARDS / 'README.md': render_index(), results.PAGE: results.page(), diagram.PICTURE: diagram.picture()}
     for path, tables in {
         ROOT / 'README.md': dict(families=families_table(), speed=performance.main_table()),
         ROOT / 'docs' / 'models.md': dict(attentions=attentions_table(), models=models_table()),
         ROOT / 'docs' / 'performance.md': dict(speed=performance.section('../model_cards/data/')),
+        ROOT / 'docs' / 'csa_net_table.md': dict(measured=csa_net_tables(), remarks=csa_net_remarks()),
     }.items():
         wanted[path] = render_tables(path, **tables)
     stale: dict[Path, str | None] = {

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from common import CARDS, DATA, RECIPES, plot_is_stale, save_plot
 from evidence import EXPERIMENTS, Experiment, is_finished
+from studies import STUDIES, Study
 
 from timm_attn.train.log import read_summary
+from timm_attn.train.significance import difference
 from timm_attn.weights import Weight, weights
 
 PAGE = CARDS / 'RESULTS.md'
@@ -16,25 +18,45 @@ PLOT = DATA / 'results.png'
 CIFAR_PLOT = DATA / 'cifar10.png'
 
 Runs = dict[str, dict[int, float]]
-"""Network -> seed -> top-1 (%) after the last epoch; the plain backbone first."""
+"""Network -> seed -> a result in percent after the last epoch; the plain backbone first."""
 
-_T = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
-"""Degrees of freedom -> the 97.5 % point of Student's t."""
+STEP = 0.01
+"""Step between possible results in percent: that of 10,000 images. Where there are fewer, the spread is larger."""
 
 
-def runs_of(experiment: Experiment, family: tuple[str, ...], start: str) -> Runs:
+def runs_of(experiment: Experiment, family: tuple[str, ...], start: str, column: str = '') -> Runs:
     """Results of the runs that are finished; none while the plain backbone, to compare with, is not among them."""
+    column = column or experiment.metrics[0][0]
     logs = {model: {seed: experiment.log(model, start, seed) for seed in experiment.seeds} for model in family}
     done = {
-        model: {s: read_summary(log)[-1]['eval_top1'] for s, log in logs.items() if is_finished(log, experiment.epochs)}
+        model: {
+            seed: experiment.percent(read_summary(log)[-1], column)
+            for seed, log in logs.items()
+            if is_finished(log, experiment.epochs)
+        }
         for model, logs in logs.items()
     }
-    return {model: top1 for model, top1 in done.items() if top1} if done[family[0]] else {}
+    return {model: results for model, results in done.items() if results} if done[family[0]] else {}
+
+
+def cifar_weights() -> list[Weight]:
+    """Weights of the CIFAR-10 networks that were trained under one recipe, with several seeds."""
+    return [w for w in weights().values() if w.seeds and len(w.seeds) > 1]
 
 
 def cifar_runs() -> Runs:
     """Results of the CIFAR-10 networks, measured again in float32."""
-    return {w.arch: {int(s): top1 for s, top1 in w.seeds.items()} for w in weights().values() if w.seeds}
+    return {w.arch: {int(s): top1 for s, top1 in w.seeds.items()} for w in cifar_weights()}
+
+
+def runs_of_study(study: Study, start: str) -> Runs:
+    """Results of a comparison, by network without the tag of its weights; none where it was not run."""
+    networks = (study.results(start) or dict(networks=[]))['networks']
+    return {
+        one['network'].partition('.')[0]: {int(seed): top1 for seed, top1 in one['top1'].items()}
+        for one in networks
+        if 'top1' in one
+    }
 
 
 def spread(values: list[float]) -> str:
@@ -44,15 +66,9 @@ def spread(values: list[float]) -> str:
 
 
 def verdict(values: list[float], plain: list[float]) -> str:
-    """Difference of two means, and whether it is significant in a t-test (equal variances, two-sided, 95 %)."""
-    difference = statistics.mean(values) - statistics.mean(plain)
-    if min(len(values), len(plain)) < 2:
-        return f'{difference:+.2f}, one seed'
-    freedom = len(values) + len(plain) - 2
-    pooled = sum((len(v) - 1) * statistics.variance(v) for v in (values, plain)) / freedom
-    error = (pooled * (1 / len(values) + 1 / len(plain))) ** 0.5
-    word = 'higher' if difference > 0 else 'lower'
-    return f'{difference:+.2f}, {word if abs(difference) > _T[freedom] * error else "no clear difference"}'
+    """Difference of two means, and whether Welch's interval (95 %) excludes zero."""
+    found = difference(values, plain, STEP)
+    return f'{found.mean:+.2f}, {"one seed" if found.differs is None else found.words}'
 
 
 def table(runs: Runs) -> str:
@@ -95,7 +111,7 @@ def _cifar_costs(rows: list[Weight]) -> str:
 
 def page() -> str:
     """The page."""
-    small = [w for w in weights().values() if w.seeds]
+    small = cifar_weights()
     settings = sorted({w.throughput['setting'] for w in small if w.throughput})
     runs = cifar_runs()
     about = (
@@ -104,10 +120,11 @@ def page() -> str:
     )
     text = f"""# Results
 
-How much the attentions help when everything else is equal: one recipe for all networks, several seeds, top-1 on the
-test images after the last epoch; no epoch was chosen. Rendered by `python scripts/render.py` from the logs in
-`model_cards/data/logs`. ± is the standard deviation over the seeds. *Higher* and *lower* mark differences from the
-plain network that are significant in a t-test (95 %). With two or three seeds, only large differences are.
+How much the attentions help when everything else is equal: one recipe for all networks, several seeds, the result after
+the last epoch; no epoch was chosen. It is top-1 on the test images where nothing else is said. Rendered by
+`python scripts/render.py` from the logs in `model_cards/data/logs` and the reports in `model_cards/reports`. ± is the
+standard deviation over the seeds. *Higher* and *lower* mark differences from the plain network whose 95 % interval
+(Welch's) excludes zero. With two or three seeds, only large differences do.
 
 ## CIFAR-10 from scratch
 
@@ -123,14 +140,19 @@ Throughput: inference, {'; '.join(settings)}.
 
 ![Difference of each attention to the plain network in top-1 and in throughput](data/cifar10.png)
 """
+    for study in STUDIES.values():
+        text += _study_section(study)
     missing = []
     for experiment in EXPERIMENTS.values():
         sections = ''
         for family in experiment.models:
             for start in experiment.starts:
-                runs = runs_of(experiment, family, start)
-                if len(runs) > 1:
-                    sections += f'\n### {family[0]} from {start}\n\n{table(runs)}\n\n{helps(runs)}\n'
+                for column, label in experiment.metrics:
+                    runs = runs_of(experiment, family, start, column)
+                    if len(runs) > 1 or (runs and len(family) == 1):
+                        of = '' if experiment.tool == 'train.py' else f': {label}, {experiment.split} images'
+                        said = f'\n{helps(runs)}\n' if len(runs) > 1 else ''
+                        sections += f'\n### {family[0]} from {start}{of}\n\n{table(runs)}\n{said}'
         if not sections:
             missing.append(experiment)
             continue
@@ -142,17 +164,43 @@ Throughput: inference, {'; '.join(settings)}.
     if plot_data():
         caption = 'Difference in top-1 to the plain network, mean and range over the seeds, each panel at its own scale'
         text += f'\n## All results\n\n![{caption}](data/results.png)\n'
+    for study in STUDIES.values():
+        if not any(runs_of_study(study, start) for start in study.starts):
+            command = f'python scripts/studies.py {study.name} --data-dir DIR'
+            text += (
+                f'\n## Not run yet: {study.title}\n\n{textwrap.fill(f"{study.about} To run it: `{command}`.", 120)}\n'
+            )
     for experiment in missing:
-        command = f'python scripts/evidence.py {experiment.name} --data-dir DIR --train-script train.py'
+        needs = (
+            ' --train-script train.py' * (experiment.tool == 'train.py') + ' --weights FILE' * experiment.needs_weights
+        )
+        command = f'python scripts/evidence.py {experiment.name} --data-dir DIR{needs}'
         text += f'\n## Not run yet: {experiment.title}\n\n{experiment.about} To run it: `{command}`.\n'
     return text
+
+
+def _study_section(study: Study) -> str:
+    """What a comparison has found; empty where it was not run."""
+    sections, where = '', []
+    for start in study.starts:
+        if runs := runs_of_study(study, start):
+            sections += f'\n### {next(iter(runs))} from {start}\n\n{table(runs)}\n\n{helps(runs)}\n'
+            where.append(f'[from {start}](reports/{study.report(start).name}/report.md)')
+    if not sections:
+        return ''
+    about = f'{study.about} Recipe: `{RECIPES}/{study.name}.yaml`; reports with all numbers: {", ".join(where)}.'
+    return f'\n## {study.title}\n\n{textwrap.fill(about, 120)}\n{sections}'
 
 
 def plot_data() -> list[dict]:
     """What the plot shows: one panel a data set and family, one series a start."""
     panels = [dict(title='CIFAR-10', series={'scratch': cifar_runs()})]
+    for study in STUDIES.values():
+        series = {start: runs for start in study.starts if (runs := runs_of_study(study, start))}
+        if series:
+            panels.append(dict(title=study.title, series=series))
     for experiment in EXPERIMENTS.values():
-        for family in experiment.models:
+        for family in experiment.models if experiment.tool == 'train.py' else ():
             series = {start: runs_of(experiment, family, start) for start in experiment.starts}
             series = {start: runs for start, runs in series.items() if len(runs) > 1}
             if series:
@@ -169,8 +217,7 @@ def cifar_plot_data() -> list[dict]:
             relative=(w.throughput or {}).get('relative'),
             top1=list(w.seeds.values()),
         )
-        for w in weights().values()
-        if w.seeds
+        for w in cifar_weights()
     ]
 
 

@@ -7,6 +7,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 
 import pytest
 import torch
+from costs import EXHAUSTIVE, FEW, SLOW, SOME
 
 import timm_attn  # noqa: F401  registers the models
 
@@ -16,6 +17,22 @@ def seed():
     torch.manual_seed(0)
     yield
     torch._dynamo.reset()
+
+
+@pytest.hookimpl(tryfirst=True)  # before marks are selected by -m
+def pytest_collection_modifyitems(items):
+    """Networks that show little more than others are left to the heavier suites, but for tests without computation."""
+    for item in items:
+        if not hasattr(item, 'callspec') or item.get_closest_marker('counts'):
+            continue
+        values = (getattr(value, 'arch', value) for value in item.callspec.params.values())  # of a weight its network
+        names = {value.partition('.')[0] for value in values if isinstance(value, str)}
+        if item.get_closest_marker('heavy') and not names & FEW:
+            item.add_marker(pytest.mark.slow if names & SOME else pytest.mark.exhaustive)
+        elif names & EXHAUSTIVE:
+            item.add_marker(pytest.mark.exhaustive)
+        elif names & SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)

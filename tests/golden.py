@@ -3,11 +3,14 @@
 import json
 import math
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
+
+from timm_attn.layers import get_attention
 
 DATA = Path(__file__).parent / 'data'
 MODULE_CASES = sorted(p.stem for p in (DATA / 'modules').glob('*.safetensors'))
@@ -23,6 +26,15 @@ def load_module_case(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
 
 def load_model_case(name: str) -> dict:
     return json.loads((DATA / 'models' / f'{name}.json').read_text())
+
+
+def model_arguments(case: dict) -> dict:
+    """Arguments of our model; ``layer`` in the case names another form of its attention."""
+    arguments = dict(case['arguments'])
+    if 'layer' in case:
+        row = get_attention(case['layer']['attention'])
+        arguments['block_args'] = dict(attn_layer=partial(row.layer, **case['layer']['arguments']))
+    return arguments
 
 
 def _uniform(n: int, seed: int) -> np.ndarray:

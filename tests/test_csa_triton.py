@@ -35,6 +35,7 @@ def assert_equal(actual, expected, tol):
         torch.testing.assert_close(a.cpu(), e, rtol=0, atol=tol * e.abs().max().item())
 
 
+@pytest.mark.slow
 def test_in_interpreter():
     options = ['-q', '-p', 'no:cacheprovider', '-o', 'python_functions=check_']
     process = subprocess.run(

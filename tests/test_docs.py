@@ -21,7 +21,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted(path.stem for path in (ROOT / 'docs').glob('*.md'))
 BLOCK = re.compile(r'(?:^<!-- (not run|file): (.*?) -->\n)?^```(\w+)\n(.*?)^```$', re.M | re.S)
 # Blocks of a page that must run, at least.
-RUN = dict(install=1, models=6, weights=4, predict=2, finetune=1, dense=5, deploy=5, use_with=3, contributing=2)
+RUN = dict(
+    install=1, models=6, attach=6, weights=4, predict=2, finetune=1, dense=5, deploy=5, use_with=3, contributing=2,
+)  # fmt: skip
 
 by_page = pytest.mark.parametrize('page', PAGES)
 

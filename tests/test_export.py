@@ -12,7 +12,6 @@ from test_models import close as close_to
 from timm.models import model_entrypoint
 
 import timm_attn
-from timm_attn.weights import plain_backbone
 
 close = partial(close_to, tolerance=1e-4)
 
@@ -25,28 +24,15 @@ def model_and_image(request):
         return model, x, model(x)
 
 
-# The default backend takes a minute or more a model, and sees nothing of a family's depth.
 SIZES = {n: sum(p.numel() for p in timm.create_model(n, device='meta').parameters()) for n in MODELS}
 SMALLEST = {}
 for _name in sorted(MODELS, key=SIZES.get, reverse=True):
     SMALLEST[model_entrypoint(_name).__module__] = _name
-# Of two networks of the same blocks the deeper one shows nothing new, and takes minutes.
-DEEPER = [name for name in MODELS if name.endswith(('34', '101'))]
-
-
-def cost(name):
-    return [pytest.mark.exhaustive] if name in DEEPER else [pytest.mark.slow] * (name not in SMALLEST.values())
-
 
 every_model = pytest.mark.parametrize('model_and_image', MODELS, indirect=True)
-every_model_slowly = pytest.mark.parametrize(  # quickly only the smallest of each family
-    'model_and_image', [pytest.param(name, marks=cost(name)) for name in MODELS], indirect=True
-)
-only_slowly = pytest.mark.parametrize(
-    'model_and_image', [pytest.param(name, marks=cost(name) or pytest.mark.slow) for name in MODELS], indirect=True
-)
 
 
+@pytest.mark.heavy
 @every_model
 def test_jit_script(model_and_image, tmp_path):
     model, x, expected = model_and_image
@@ -57,6 +43,7 @@ def test_jit_script(model_and_image, tmp_path):
         close(loaded(x[:1]), expected[:1])
 
 
+@pytest.mark.heavy
 @every_model
 def test_jit_trace(model_and_image):
     model, x, expected = model_and_image
@@ -65,7 +52,8 @@ def test_jit_trace(model_and_image):
         close(traced(x[:1]), expected[:1])
 
 
-@every_model_slowly
+@pytest.mark.heavy
+@every_model
 def test_export(model_and_image):
     model, x, expected = model_and_image
     batch = torch.export.Dim('batch', min=1, max=64)
@@ -74,7 +62,8 @@ def test_export(model_and_image):
         close(program.module()(x[:1]), expected[:1])
 
 
-@every_model_slowly
+@pytest.mark.heavy
+@every_model
 def test_compile_without_graph_breaks(model_and_image):
     model, x, expected = model_and_image
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
@@ -115,31 +104,18 @@ def compare_with_eager(model, x, layout, backend, tolerance):
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-def cost_of_layout(name, layout):
-    """Kernels are chosen by strides in channels_last; the other layout is for the smallest of each family."""
-    usual = layout == torch.channels_last or name in SMALLEST.values()
-    return cost(name) if usual else [pytest.mark.exhaustive]
-
-
+@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
-    ('model_and_image', 'layout'),
-    [pytest.param(name, layout, marks=cost_of_layout(name, layout)) for name in MODELS for layout in LAYOUTS],
-    indirect=['model_and_image'],
-    ids=str,
+    'layout', [pytest.param(torch.contiguous_format, marks=pytest.mark.slow), torch.channels_last], ids=str
 )
+@every_model
 def test_compiled_equals_eager(model_and_image, layout):
     compare_with_eager(*model_and_image[:2], layout, 'aot_eager', tolerance=1e-4)
 
 
-WITH_ATTENTION = {}  # the smallest of each family that has one
-for _name in sorted(MODELS, key=SIZES.get, reverse=True):
-    if plain_backbone(_name) != _name:
-        WITH_ATTENTION[model_entrypoint(_name).__module__] = _name
-
-
-@pytest.mark.parametrize(
-    'model_and_image', sorted({*WITH_ATTENTION.values(), *(n for n in MODELS if n.endswith('_cifar'))}), indirect=True
-)
+@pytest.mark.heavy
+@every_model
 def test_portable(model_and_image):
     """Operations of PyTorch only, for converters and for runtimes without Python."""
     model, x, expected = model_and_image
@@ -158,7 +134,9 @@ def test_default_backend_equals_eager(model_and_image, layout):
     compare_with_eager(model.double(), x.double(), layout, 'inductor', tolerance=1e-7)
 
 
-@only_slowly
+@pytest.mark.slow
+@pytest.mark.heavy
+@every_model
 def test_compiled_training_step_under_autocast(model_and_image):
     model, x, _ = model_and_image
     compiled = torch.compile(model.train(), fullgraph=True, backend='aot_eager')
@@ -167,7 +145,9 @@ def test_compiled_training_step_under_autocast(model_and_image):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@only_slowly
+@pytest.mark.slow
+@pytest.mark.heavy
+@every_model
 def test_onnx(model_and_image, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     model, x, expected = model_and_image

@@ -28,9 +28,10 @@ from timm.utils import CheckpointSaver
 from timm_attn.cli import main
 from timm_attn.image_files import open_image
 from timm_attn.train import image_folder
+from timm_attn.train.finetune_options import add_arguments
 from timm_attn.train.log import read_summary
-from timm_attn.train.loop import Run
-from timm_attn.train.options import FinetuneError, add_arguments
+from timm_attn.train.loop import ClassifierRun as Run
+from timm_attn.train.options import RunError
 from timm_attn.train.recipes import recipe_path
 from timm_attn.train.run_lock import lock_folder
 from timm_attn.train.split import hold_out
@@ -54,6 +55,13 @@ def data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_images(tmp_path / 'data')
     return tmp_path / 'data'
+
+
+@pytest.fixture(autouse=True)
+def quick_reports(request, monkeypatch):
+    """Reports without figures, which take longer than a run of this size."""
+    if request.node.name != 'test_the_report':
+        monkeypatch.setattr('timm_attn.train.report_blocks.has_matplotlib', lambda: False)
 
 
 def finetune(*args):
@@ -110,6 +118,18 @@ def test_learns_and_leaves_a_folder_to_use(data, capsys):
     assert capsys.readouterr().out.split()[-1] == 'green'
 
 
+def test_the_report(data):
+    assert finetune('data', *SMALL, '--epochs', 2) == 0
+    best = max(row['eval_top1'] for row in results())
+    html, markdown = (Path('runs/run', f'report.{end}').read_text() for end in ('html', 'md'))
+    for page in (html, markdown):
+        assert f'{best:.2f}' in page
+        for text in ('Result', 'Over the epochs', 'By class', 'Confusion', 'Calibration', 'csa_resnet20_cifar on data'):
+            assert text in page
+    assert 'timm-attn finetune data --model csa_resnet20_cifar' in html
+    assert html.count('<svg') >= 5
+
+
 def test_split_folders_and_config(data, capsys):
     make_images(Path('split/training'), 6)
     make_images(Path('split/val'), 4)
@@ -124,6 +144,7 @@ def test_split_folders_and_config(data, capsys):
     assert classes == ['blue', 'green', 'red']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', ['csa_resnet20_cifar', 'scsa_resnet20_cifar', 'ca_resnet20_cifar'])
 def test_every_option_at_once(model, data):
     torch.save(timm.create_model(model, num_classes=5).state_dict(), 'five.pth')
@@ -216,12 +237,16 @@ def test_killed_run_ends_as_if_it_had_not_been(data):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.slow
 def test_stopped_at_any_point_of_saving(data, monkeypatch):
     """Between the log, the checkpoint, its name, its copy in the history and the best one, in the first epoch too."""
     args = ('data', *SMALL[:-1], 'whole', '--epochs', 2, '--lr', '0.005')
-    assert finetune(*args) == 0
+    copies, duplicate = [], CheckpointSaver._duplicate
+    with monkeypatch.context() as patch:  # how many copies there are depends on which epoch is the best
+        patch.setattr(CheckpointSaver, '_duplicate', lambda self, *a: copies.append(a) or duplicate(self, *a))
+        assert finetune(*args) == 0
     points = [('save_checkpoint', 0), *[(name, n) for name in ('_replace', '_duplicate') for n in range(2)]]
-    for name, n in [*points, ('_duplicate', 3), ('_replace', 'done')]:
+    for name, n in dict.fromkeys([*points, ('_duplicate', len(copies) - 1), ('_replace', 'done')]):
         run = f'{name}{n}'
         real, calls = getattr(CheckpointSaver, name), []
 
@@ -285,7 +310,7 @@ def test_one_process_holds_a_folder_once(tmp_path):
     other = 'import sys, pathlib; from timm_attn.train.run_lock import lock_folder\n'
     other += f'with lock_folder(pathlib.Path({str(tmp_path)!r})): pass'
     with lock_folder(tmp_path):
-        with pytest.raises(FinetuneError, match='in use by this process'), lock_folder(tmp_path / '.'):
+        with pytest.raises(RunError, match='in use by this process'), lock_folder(tmp_path / '.'):
             pass
         done = subprocess.run([sys.executable, '-c', other], capture_output=True, text=True, cwd=ROOT)
         assert 'in use by process' in done.stderr
@@ -308,6 +333,7 @@ def test_a_full_disk_before_the_checkpoints_are_read_costs_none(data, capsys, mo
     assert files('runs/run') == before
 
 
+@pytest.mark.slow
 def test_names_of_images_may_come_from_another_system(data):
     """Some file systems take letters with accents apart."""
     shutil.copy('data/red/1.jpg', unicodedata.normalize('NFC', 'data/red/é.jpg'))
@@ -330,6 +356,7 @@ def test_a_folder_that_is_no_run_is_one_clear_error(data, capsys):
     assert 'no column epoch' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_new_runs_at_the_same_time(data, capsys):
     """Before the first checkpoint, a new run is told from one that was given up by its lock alone."""
     Path('runs').mkdir()
@@ -496,6 +523,7 @@ def test_log_of_an_earlier_version_is_continued(data):
     assert rows[1]['train_time'] > 0
 
 
+@pytest.mark.slow
 def test_patience(data, capsys, monkeypatch):
     """What an epoch reaches is given here; the run stops after two without anything better, also after a resume."""
     reached = iter([40.0, 60.0, 50.0, 60.0, 50.0, 70.0, 10.0, 10.0])
@@ -554,6 +582,7 @@ def trackers(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_trackers(data, trackers):
     options = ('--log-tensorboard', '--log-wandb', '--wandb-project', 'flowers')
     assert finetune('data', *SMALL, '--epochs', 1, *options) == 0
@@ -604,7 +633,7 @@ def test_interruption_says_how_to_resume(data, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Run, 'validate', lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         assert finetune('data', *SMALL) == 130
-        assert capsys.readouterr().err == 'stopped; resume with: timm-attn finetune --resume runs/run\n'
+        assert capsys.readouterr().err == 'stopped; resume with --resume runs/run\n'
         patch.setattr(image_folder, 'ThreadPoolExecutor', lambda: (_ for _ in ()).throw(KeyboardInterrupt))
         assert finetune('data', *SMALL[:-1], 'other') == 130
         assert capsys.readouterr().err == 'stopped; nothing was written\n'

@@ -178,6 +178,31 @@ def test_a_warm_start_from_the_hub(hub, worker, package, tmp_path):
     assert float(python(code, hub, package, tmp_path, HF_ENDPOINT='http://127.0.0.1:9')) == expected
 
 
+def test_an_attached_model_and_the_hub(hub, worker, tmp_path):
+    """The backbone's weights come from the Hub; what was attached goes there and comes back."""
+    backbone(hub, 'resnet18.a1_in1k')
+    code = (
+        'from timm.models import push_to_hf_hub\n'
+        'import torch\n'
+        "made_of = dict(backbone='resnet18.a1_in1k', attention='eca', stages=[2, 3])\n"
+        f"plain = timm.create_model('resnet18.a1_in1k', pretrained=True, cache_dir={str(tmp_path)!r}).eval()\n"
+        f"model = timm.create_model('attached', pretrained=True, cache_dir={str(tmp_path)!r}, **made_of).eval()\n"
+        'x = torch.randn(1, 3, 64, 64)\n'
+        'same = torch.equal(model(x), plain(x))\n'
+        'model.layer4[1].se.conv.weight.data.fill_(0.3)\n'
+        'options = dict(safe_serialization=True, model_args=model.attached_args)\n'
+        f"push_to_hf_hub(model, 'me/attached', token={hub.token!r}, **options)\n"
+        f"again = timm.create_model('hf-hub:me/attached', pretrained=True, cache_dir={str(tmp_path)!r}).eval()\n"
+        'weight = again.layer4[1].se.conv.weight.flatten().tolist()\n'
+        'result = [same, torch.equal(model(x), again(x)), weight, again.attached_args]\n'
+    )
+    same, round_trip, weight, made_of = worker(code)
+    assert same
+    assert round_trip
+    assert weight == pytest.approx([0.3] * 5)
+    assert made_of.items() >= dict(backbone='resnet18.a1_in1k', attention='eca', stages=[2, 3]).items()
+
+
 def test_the_authors_files(hub, worker, tmp_path):
     for name, case in AUTHORS.items():
         arch = name.partition('.')[0]
@@ -324,6 +349,7 @@ def endless(handler):
         handler.wfile.write(bytes(10_000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('fault', 'told'),
     [
@@ -438,6 +464,7 @@ for name in ('mbv2_ca_050', 'mbv2_ca'):
     assert python(code, hub, package, tmp_path) == 'loaded\nloaded'
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(hub, package, tmp_path):
     backbone(hub, 'mobilenetv2_050.lamb_in1k')
     code = """
@@ -450,6 +477,7 @@ for name in ('mbv2_ca_050', 'mbv2_ca'):
         assert out == 'loaded\nloaded\n', err
 
 
+@pytest.mark.slow
 def test_one_bad_transfer_among_two_processes(hub, package, tmp_path):
     """Whoever gets the bad bytes says so; nobody loads them, whoever comes first."""
     backbone(hub, 'mobilenetv2_050.lamb_in1k')

@@ -28,7 +28,9 @@ PACKAGES = {'onnx': 'onnxruntime', 'openvino': 'openvino', 'torch-export': 'torc
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2'}
 
 every_small_model = pytest.mark.parametrize('name', SMALL)
-every_format = pytest.mark.parametrize('kind', PACKAGES)
+every_format = pytest.mark.parametrize(
+    'kind', [pytest.param(kind, marks=[pytest.mark.slow] * (kind != 'torch-export')) for kind in PACKAGES]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +176,7 @@ def test_a_model_becomes_a_file(kind):
     assert facts_of(kind, path)['label_names'][3] == 'cat'
 
 
+@pytest.mark.slow
 def test_an_exported_program_needs_only_torch():
     assert main(['export', 'csa_resnet20_cifar', 'mine.pt2', '--format', 'torch-export']) == 0
     code = (
@@ -250,6 +253,7 @@ def exported(model, x):
 @pytest.mark.slow
 @with_and_without_gradients
 @pytest.mark.parametrize('dynamo', [True, False])
+@pytest.mark.heavy
 @every_small_model
 def test_onnx(name, dynamo, traced_with_gradients):
     onnxruntime = pytest.importorskip('onnxruntime')
@@ -269,6 +273,7 @@ def test_onnx(name, dynamo, traced_with_gradients):
 @pytest.mark.slow
 @with_and_without_gradients
 @pytest.mark.parametrize('source', ['module', 'trace', 'program'])
+@pytest.mark.heavy
 @every_small_model
 def test_openvino(name, source, traced_with_gradients):
     openvino = pytest.importorskip('openvino')
@@ -285,6 +290,7 @@ def test_openvino(name, source, traced_with_gradients):
 @pytest.mark.slow
 @with_and_without_gradients
 @pytest.mark.parametrize('source', ['trace', 'program'])
+@pytest.mark.heavy
 @every_small_model
 def test_coreml(name, source, traced_with_gradients):
     """Conversion alone: only Apple's systems can run the result."""

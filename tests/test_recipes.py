@@ -1,4 +1,4 @@
-"""Every recipe is one that timm's train.py takes, and says where it comes from."""
+"""Every recipe is one that timm's train.py or a command of the package takes, and says where it comes from."""
 
 import argparse
 import re
@@ -8,16 +8,22 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 import yaml
 from PIL import Image
 from timm.optim import create_optimizer_v2, list_optimizers
 from train_options import SCRIPTS, options_of, parser_of, recorded
 
+from timm_attn import dense
+from timm_attn.cli import _parser, main
 from timm_attn.models import zoo_models
-from timm_attn.train.options import CONSTANT, add_arguments
-from timm_attn.train.recipes import list_recipes, recipe_path
+from timm_attn.train import compare_options, dense_options, finetune_options
+from timm_attn.train.finetune_options import CONSTANT, add_arguments
+from timm_attn.train.recipes import command_of, list_recipes, recipe_path
 
-RECIPES = [recipe_path(name) for name in list_recipes()]
+RECIPES = [recipe_path(name) for name in list_recipes() if command_of(name) == 'train.py']
+DENSE_RECIPES = [name for name in list_recipes() if command_of(name).startswith('train-')]
+OWN_RECIPES = [name for name in list_recipes() if command_of(name) in ('finetune', 'compare')]
 TYPES = dict(flag=bool, dict=dict, str=str, int=int, float=(int, float))
 
 
@@ -66,6 +72,60 @@ def test_recipe_uses_what_exists_and_states_its_origin(path):
     create_optimizer_v2(
         model, recipe['opt'], recipe['lr'], layer_decay=recipe.get('layer_decay'), **recipe.get('opt_kwargs', {})
     )
+
+
+def parsed(command, *words):
+    args = _parser().parse_args([command, 'DIR', *map(str, words)], argparse.Namespace(argv=[]))
+    return dense_options.parse(args.func.args[0], ['DIR', *map(str, words)])
+
+
+@pytest.mark.parametrize('name', DENSE_RECIPES)
+def test_recipe_of_a_dense_task(name):
+    text = recipe_path(name).read_text()
+    header = ' '.join(line.removeprefix('#').strip() for line in text.splitlines() if line.startswith('#'))
+    for part in (f'timm-attn recipe {name} -o .', f'--config {name}.yaml', 'Source:', 'Hardware assumed:', 'Reported:',
+                 'Not certain:'):  # fmt: skip
+        assert part in header, part
+    for model in re.findall(r'--backbone (\w+)', header):
+        assert timm.is_model(model), model
+    given = yaml.safe_load(text)
+    kind = given.get('detector') or given.get('segmenter')
+    named = name.partition('_')[0]  # bccd, camvid and others name the data only
+    assert named == kind or named not in (*dense_options.DETECTORS, *dense_options.SEGMENTERS)
+    args = parsed(command_of(name), '--config', recipe_path(name))
+    assert all(getattr(args, key) == value for key, value in given.items())
+    assert args.opt in list_optimizers()
+    assert args.warmup_epochs < args.epochs / 2
+    others = re.findall(r'^#   \.\.\. (--.+?)(?: {2,}#|$)', text, re.MULTILINE)
+    for words in ('', *others):
+        args = parsed(command_of(name), '--config', recipe_path(name), *words.split())
+        kwargs = {k: v for k, v in args.model_kwargs.items() if k != 'trainable_layers'}  # of pretrained ones
+        model = getattr(dense, kind)(args.backbone, 5, backbone_args=args.backbone_kwargs, **kwargs)
+        if kwargs.get('batch_norm') == 'eval':
+            assert not any(m.training for m in model.train().backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize('name', OWN_RECIPES)
+def test_recipe_of_a_classifier(name):
+    text = recipe_path(name).read_text()
+    header = ' '.join(line.removeprefix('#').strip() for line in text.splitlines() if line.startswith('#'))
+    for part in (f'timm-attn recipe {name} -o .', f'--config {name}.yaml', 'Source:', 'Hardware assumed:', 'Expected:'):
+        assert part in header, part
+    command = command_of(name)
+    words = ['DIR', '--config', str(recipe_path(name))]
+    parser = _parser().parse_args([command, *words], argparse.Namespace(argv=[])).func.args[0]
+    args = dict(finetune=finetune_options, compare=compare_options)[command].parse(parser, words)
+    given = yaml.safe_load(text)
+    assert all(getattr(args, key) == value for key, value in given.items())
+    assert args.opt in list_optimizers()
+    assert all(timm.is_model(model.partition('.')[0]) for model in given.get('models', [given.get('model')]))
+
+
+def test_command_lists_what_a_recipe_is_for(capsys):
+    assert main(['recipe']) == 0
+    lines = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert lines == {name: command_of(name) for name in list_recipes()}
+    assert (lines['bccd'], lines['flowers12'], lines['cifar10_long']) == ('train-detection', 'compare', 'finetune')
 
 
 def test_plain_sgd_decays_norms_too():

@@ -1,5 +1,6 @@
 """The comparisons' runner and the page that is rendered from its logs."""
 
+import argparse
 import dataclasses
 import json
 import sys
@@ -7,6 +8,10 @@ import sys
 import evidence
 import pytest
 import results
+import studies
+
+from timm_attn.cli import _parser
+from timm_attn.train import compare_options
 
 TRAIN = """
 import csv, json, os, sys
@@ -18,7 +23,7 @@ crash = os.path.exists('crash-' + model) and '--resume' not in args
 with open(os.path.join(folder, 'summary.csv'), 'a') as file:
     rows = csv.writer(file)
     rows.writerow(['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'lr'])
-    for epoch in range(1 if crash else 30):
+    for epoch in range(1 if crash else 50):
         rows.writerow([epoch, 1, 1, 50 + seed + 10 * model.startswith('se_') + 9 * ('--pretrained' in args), 0.1])
 open(os.path.join(folder, 'last.pth.tar'), 'w').close()
 sys.exit(crash)
@@ -31,8 +36,14 @@ def flowers(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, 'ROOT', tmp_path)
     monkeypatch.setattr(evidence, 'LOGS', tmp_path / 'logs')
     experiment = dataclasses.replace(
-        evidence.EXPERIMENTS['flowers12'], models=(('resnet20_cifar', 'se_resnet20_cifar', 'csa_resnet20_cifar'),)
+        evidence.EXPERIMENTS['imagenette128'],
+        name='flowers12',
+        title='Twelve flowers',
+        models=(('resnet20_cifar', 'se_resnet20_cifar', 'csa_resnet20_cifar'),),
+        starts={'scratch': (), 'cifar10': ('--pretrained',)},
+        seeds=(0, 1, 2),
     )
+    monkeypatch.setattr(results, 'STUDIES', {})
     monkeypatch.setitem(evidence.EXPERIMENTS, 'flowers12', experiment)
     (tmp_path / 'train.py').write_text(TRAIN)
     (tmp_path / 'flowers').mkdir()
@@ -63,7 +74,7 @@ def test_runs_resume_and_are_not_repeated(flowers, capsys):
     commands = (flowers / 'logs' / 'flowers12' / 'commands.txt').read_text().splitlines()
     assert len(commands) == 18
     assert (
-        'python train.py --config timm_attn/train/recipes/flowers12_resnet20.yaml --device-modules timm_attn '
+        'python train.py --config timm_attn/train/recipes/imagenette128.yaml --device-modules timm_attn '
         '--model csa_resnet20_cifar --seed 2 --pretrained --device cpu --data-dir flowers --output OUTPUT '
         '--experiment csa_resnet20_cifar.cifar10.seed2'
     ) in commands
@@ -74,6 +85,19 @@ def test_runs_resume_and_are_not_repeated(flowers, capsys):
     assert '--resume' in json.loads((flowers / 'runs/se_resnet20_cifar.scratch.seed0/args.json').read_text())
     assert evidence.main() == 0
     assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize('name', [e.name for e in evidence.EXPERIMENTS.values() if e.tool != 'train.py'])
+def test_commands_of_detection_and_segmentation(name):
+    experiment = evidence.EXPERIMENTS[name]
+    places = evidence.Places('data', '', 'weights.safetensors', 'OUTPUT')
+    run = next(experiment.runs())
+    for resumes in (False, True):
+        words = experiment.command(*run, resumes, places, ['--amp'])
+        assert words[:2] == ['-m', 'timm_attn']
+        args = _parser().parse_args(words[2:], argparse.Namespace(argv=[]))
+        assert args.resume if resumes else bool(args.pretrained_path) == experiment.needs_weights
+        assert experiment.name_of(words) == experiment.log(*run).stem
 
 
 def test_page_and_plot_follow_the_logs(flowers, monkeypatch):
@@ -103,6 +127,59 @@ def test_page_and_plot_follow_the_logs(flowers, monkeypatch):
 
 
 def test_only_differences_beyond_chance_are_called_so():
+    assert results.verdict([51.0, 51.0], [50.0, 50.0]) == '+1.00, higher'
     assert results.verdict([51.0, 52.0], [50.0, 51.0]) == '+1.00, no clear difference'
     assert results.verdict([50.0, 50.1], [55.0, 55.1]) == '-5.00, lower'
     assert results.verdict([90.0], [50.0, 51.0]) == '+39.50, one seed'
+
+
+STUDY = studies.Study('flowers12', 'Twelve flowers', 'About.', {'cifar10': (), 'scratch': ('--no-pretrained',)})
+
+
+def test_the_page_follows_the_reports(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, 'REPORTS', tmp_path)
+    monkeypatch.setattr(results, 'STUDIES', {'flowers12': STUDY})
+    monkeypatch.setattr(results, 'EXPERIMENTS', {})
+    assert 'Not run yet: Twelve flowers' in results.page()
+    folder = tmp_path / 'flowers12.scratch'
+    folder.mkdir()
+    networks = [
+        dict(network='resnet20_cifar', top1={'0': 50.0, '1': 51.0, '2': 52.0}),
+        dict(network='csa_resnet20_cifar.cifar10_12ep', top1={'0': 60.0, '1': 61.0, '2': 62.0}),
+        dict(network='se_resnet20_cifar', failures={'0': 'no space'}),
+    ]
+    (folder / 'results.json').write_text(json.dumps(dict(networks=networks)))
+    page = results.page()
+    assert '| csa_resnet20_cifar | 60.00 | 61.00 | 62.00 | 61.00 ± 1.00 | +10.00, higher |' in page
+    assert '### resnet20_cifar from scratch' in page
+    assert '### resnet20_cifar from cifar10' not in page
+    assert '[from scratch](reports/flowers12.scratch/report.md)' in ' '.join(page.split())
+    assert 'Not run yet: Twelve flowers' not in page
+
+
+@pytest.mark.parametrize('study', studies.STUDIES.values(), ids=lambda study: study.name)
+def test_a_study_is_run_resumed_and_kept(study, tmp_path, monkeypatch):
+    calls = []
+
+    def compare(words):
+        calls.append(words)
+        folder = tmp_path / 'out' / f'{study.name}.{start}'
+        (folder / 'report_files').mkdir(parents=True, exist_ok=True)
+        for name in ('args.yaml', 'results.json', 'report.html', 'report.md', 'report_files/a.svg'):
+            (folder / name).write_text(str(len(calls)))
+        return argparse.Namespace(returncode=0 if '--resume' in words else 130)
+
+    monkeypatch.setattr(studies, 'REPORTS', tmp_path / 'reports')
+    monkeypatch.setattr(studies.subprocess, 'run', compare)
+    for start, options in study.starts.items():
+        calls.clear()
+        assert studies.run(study, start, 'data', tmp_path / 'out') == 130
+        assert not study.report(start).exists()
+        assert studies.run(study, start, 'data', tmp_path / 'out') == 0
+        assert (study.report(start) / 'report_files' / 'a.svg').read_text() == '2'
+        first, second = (words[words.index('compare') + 1 :] for words in calls)
+        assert second == ['--resume', str(tmp_path / 'out' / f'{study.name}.{start}')]
+        args = _parser().parse_args(['compare', *first], argparse.Namespace(argv=['compare', *first]))
+        parsed = compare_options.parse(args.func.args[0], first)
+        assert parsed.pretrained == ('--no-pretrained' not in options and study.name != 'cifar10')
+        assert (parsed.seeds, parsed.pictures, len(parsed.models)) == (3, 0, 6)

@@ -5,8 +5,8 @@ from importlib import import_module
 from os.path import basename
 from typing import TYPE_CHECKING
 
-__version__ = '0.7.0'
-__all__ = ['models', 'optimize']
+__version__ = '0.10.0'
+__all__ = ['attach', 'models', 'optimize']
 
 
 def _is_the_command() -> bool:
@@ -23,6 +23,7 @@ def _is_the_command() -> bool:
 if TYPE_CHECKING or not _is_the_command():
     from . import models
     from .fold_batch_norm import optimize
+    from .layers.attach import attach
 else:
 
     def __getattr__(name):
@@ -30,4 +31,6 @@ else:
         if name not in __all__:
             raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
         models = import_module('.models', __name__)
-        return models if name == 'models' else import_module('.fold_batch_norm', __name__).optimize
+        if name == 'models':
+            return models
+        return getattr(import_module('.layers.attach' if name == 'attach' else '.fold_batch_norm', __name__), name)

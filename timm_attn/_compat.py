@@ -7,9 +7,10 @@ checked by running the tests with it.
 import torch
 from timm.models._efficientnet_blocks import InvertedResidual
 from timm.models._efficientnet_builder import decode_arch_def, resolve_bn_args, round_channels
-from timm.models._features import feature_take_indices
+from timm.models._features import FeatureGetterNet, FeatureHookNet, feature_take_indices
 from timm.models._hub import get_cache_dir, hf_split, load_model_config_from_path
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,6 +18,9 @@ from torch.utils._pytree import tree_leaves
 __all__ = [
     'BatchNormBase',
     'ConvertsStateDict',
+    'FakeTensorMode',
+    'FeatureGetterNet',
+    'FeatureHookNet',
     'InvertedResidual',
     'TorchDispatchMode',
     'children_by_name',
@@ -30,6 +34,7 @@ __all__ = [
     'in_function_transform',
     'load_model_config_from_path',
     'operator_of',
+    'record_model_args',
     'resolve_bn_args',
     'round_channels',
     'tree_leaves',
@@ -37,8 +42,12 @@ __all__ = [
 
 # timm builds MobileNetV2 from a definition in text (decode_arch_def, round_channels, resolve_bn_args), as every model
 # file of timm itself does; the extra blocks of SSDLite are its InvertedResidual; feature_take_indices resolves the
-# indices of forward_intermediates the way timm's models do; get_cache_dir, hf_split and load_model_config_from_path are
+# indices of forward_intermediates the way timm's models do; FeatureGetterNet and FeatureHookNet are what timm's builder
+# chooses from by name; get_cache_dir, hf_split and load_model_config_from_path are
 # what timm finds pretrained weights with.
+#
+# FakeTensorMode runs a model without data, to see the shapes of its maps; torch documents it in its notes on fake
+# tensors.
 #
 # BatchNormBase is the only common base of torch's batch norms. TorchDispatchMode and tree_leaves count what a model
 # computes; torch documents both in its notes on extending PyTorch, but has not moved them to a public module.
@@ -72,6 +81,11 @@ def copy_forward_hooks(source: nn.Module, target: nn.Module) -> None:
 def children_by_name(module: nn.Module) -> dict[str, nn.Module | None]:
     """Children of a module, which may be replaced; ``named_children`` leaves out a child's second name."""
     return module._modules
+
+
+def record_model_args(model: nn.Module, args: dict) -> None:
+    """Add to the arguments that timm 1.0.31 and later write to a model's ``config.json``; others do not look there."""
+    model._model_args = {**getattr(model, '_model_args', {}), **args}
 
 
 class ConvertsStateDict(nn.Module):

@@ -127,6 +127,24 @@ def class_labels(model: nn.Module, own_checkpoint: bool = False) -> Callable[[in
     return lambda i: f'class {i}'
 
 
+def preparation(model: nn.Module) -> Callable[[str], torch.Tensor]:
+    """Function from an image file to the tensor (3, H, W) that a model takes, as its ``pretrained_cfg`` says.
+
+    It raises a ValueError for a file that cannot be read, or that is much longer than wide.
+    """
+    config = resolve_data_config(model=model)
+    transform = create_transform(**config)
+    # timm resizes the shorter side and then crops the longer one, which may be much too long
+    resized = (max(config['input_size'][1:]) / config['crop_pct']) ** 2
+
+    def prepare(image: Image.Image) -> torch.Tensor:
+        if config['crop_mode'] == 'center' and resized * max(image.size) / min(image.size) > MAX_PIXELS:
+            raise ValueError(f'{image.width} x {image.height} pixels are too narrow for a network of this size')
+        return transform(image)
+
+    return lambda path: read_image(path, prepare)
+
+
 def classify(
     model: nn.Module,
     paths: Sequence[str],
@@ -153,21 +171,12 @@ def classify(
     Raises:
         ValueError: If a file cannot be read as an image, or the model does not answer with probabilities.
     """
-    config = resolve_data_config(model=model)
-    transform = create_transform(**config)
-    # timm resizes the shorter side and then crops the longer one, which may be much too long
-    resized = (max(config['input_size'][1:]) / config['crop_pct']) ** 2
+    prepare = preparation(model)
     device = next(model.parameters()).device
-
-    def prepare(image: Image.Image) -> torch.Tensor:
-        ratio = max(image.size) / min(image.size)
-        if config['crop_mode'] == 'center' and resized * ratio > MAX_PIXELS:
-            raise ValueError(f'{image.width} x {image.height} pixels are too narrow for a network of this size')
-        return transform(image)
 
     def load(path: str) -> torch.Tensor | str:
         try:
-            return read_image(path, prepare)
+            return prepare(path)
         except ValueError as e:
             if on_unreadable is None:
                 raise

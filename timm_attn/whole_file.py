@@ -1,8 +1,10 @@
 """Files that are complete or absent."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -19,6 +21,17 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+    """Write a JSON file, complete or not at all.
+
+    Args:
+        path: The file, which is replaced if it exists.
+        content: What to write.
+        indent: As for ``json.dumps``.
+    """
+    write_whole(path, lambda part: part.write_text(json.dumps(content, indent=indent) + '\n', encoding='utf-8'))
 
 
 def give_usual_permissions(path: Path) -> None:

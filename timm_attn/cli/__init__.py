@@ -12,7 +12,7 @@ import warnings
 from safetensors import SafetensorError
 
 from .. import __version__
-from . import evaluate, export, finetune, predict, recipe, run, zoo
+from . import compare, dense_predict, evaluate, explain, export, finetune, predict, recipe, run, table, train_dense, zoo
 from .common import Parser, UsageError, in_options, printable
 
 _INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C has ended
@@ -26,7 +26,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog='timm-attn', description='Attention-augmented CNNs inside timm.')
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
-    for module in (zoo, predict, evaluate, finetune, export, recipe, run):
+    modules = (
+        zoo, table, predict, evaluate, explain, finetune, compare, train_dense, dense_predict, export, recipe, run,
+    )  # fmt: skip
+    for module in modules:
         module.add_parsers(commands)
     return parser
 

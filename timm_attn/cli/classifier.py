@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ..train.options import positive_int
+from ..train.argument_types import positive_int
 from .common import UsageError, check_model, printable
 
 DEFAULT_MODEL = 'mbv2_ca'  # small, its attention trained by the authors, the 1000 classes of ImageNet

@@ -145,6 +145,8 @@ _IN_OPTIONS = (
 def in_options(message: str, command: str) -> str:
     """Message of an error of the package, its advice in options of a subcommand."""
     of_file = _OPTION_OF_FILE.get(command)
+    by_name = '--model-kwargs backbone=resnet50 attention=scsa'
+    of_attached = by_name if command == 'finetune' else 'those in the folder of a saved one, --model local-dir:PATH'
     of_a_file = (
         (r'Use pretrained=False, or load a file of your own with .*$', f'Load a file of your own with {of_file}.'),
         (r'\(pretrained=True, pretrained_cfg_overlay=dict\(file=PATH\)\)', f'({of_file})'),
@@ -153,6 +155,7 @@ def in_options(message: str, command: str) -> str:
         (r' Use pretrained=False, or load a file of your own with .*$', ''),
         (r', from a folder (\(.*?\)) or from a file \(.*?dict\(file=PATH\)\)', r' or from a folder \1'),
     )
-    for pattern, replacement in (*_IN_OPTIONS, *(of_a_file if of_file else without)):
+    attached = (r"timm\.create_model\('attached', .*?\)", of_attached)
+    for pattern, replacement in (*_IN_OPTIONS, attached, *(of_a_file if of_file else without)):
         message = re.sub(pattern, replacement, message)
     return message

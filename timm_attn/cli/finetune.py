@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from functools import partial
 
-from ..train.options import add_arguments, parse
+from ..train.finetune_options import add_arguments, parse
 from .common import add_command, check_model
 
 
@@ -16,14 +17,22 @@ def add_parsers(commands) -> None:
 
 
 def finetune_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    """Fine-tune; the exit status is 130 where the user stopped it, as in a shell."""
+    """Fine-tune a classifier."""
+    command = ['timm-attn', *args.argv]
     args = parse(parser, args.argv[1:])
     check_model(args.model)
 
-    from ..train.finetune import Interrupted, finetune
+    from ..train.finetune import finetune
+
+    return run_training(partial(finetune, args, command))
+
+
+def run_training(train: Callable[[], object]) -> int:
+    """Train; the exit status is 130 where the user stopped it, as in a shell."""
+    from ..train.run import Interrupted
 
     try:
-        finetune(args)
+        train()
     except Interrupted as e:
         print(e, file=sys.stderr)
         return 130

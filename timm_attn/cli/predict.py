@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from ..train.options import positive_int
+from ..train.argument_types import positive_int
 from ..whole_file import write_whole
 from .classifier import add_model_options, check_model_options, load_model, plural
 from .common import MAX_LABEL, UsageError, add_command, check_output, printable, to_csv

@@ -1,4 +1,4 @@
-"""The folder of a fine-tuning run: its options, its checkpoints, and what an interruption leaves of them."""
+"""The folder of a training run: its options, its checkpoints, and what an interruption leaves of them."""
 
 import errno
 import logging
@@ -6,16 +6,16 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
 from safetensors import SafetensorError
-from timm.task import resume_task_checkpoint
 from timm.utils import CheckpointSaver
 
 from .log import cut_summary
-from .options import FinetuneError
+from .options import RunError
 
 _logger = logging.getLogger(__name__)
 
@@ -26,39 +26,35 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return [] if [file.name for file in files] == ['tmp.pth.tar'] else files
 
 
-def load_newest(folder: Path, task, optimizer, scaler) -> tuple[Path | None, int]:
+def load_newest(folder: Path, load: Callable[[str], int]) -> tuple[Path | None, int]:
     """Load the newest complete checkpoint of a run.
 
     Args:
         folder: Folder of the run.
-        task: timm's training task.
-        optimizer: Optimizer, whose state is loaded.
-        scaler: Loss scaler, whose state is loaded, or None.
+        load: Loads the checkpoint in a file, and returns the number of epochs done.
 
     Returns:
         The checkpoint and the number of epochs done; None and 0 if the run was interrupted in its first epoch.
 
     Raises:
-        FinetuneError: If there are checkpoints and none of them can be loaded.
+        RunError: If there are checkpoints and none of them can be loaded.
     """
     files = find_checkpoints(folder)
     for file in files:
         try:
-            return file, resume_task_checkpoint(task, str(file), optimizer, scaler, log_info=False)
+            return file, load(str(file))
         except Exception as e:  # whatever a file raises that was being written when the run was killed
             problem = f'{file.name} cannot be used: {e}'
             _logger.warning(f'{folder}: {problem}')
     if files:
-        raise FinetuneError(f'Cannot resume {folder}: {problem}. Start a new run.')
+        raise RunError(f'Cannot resume {folder}: {problem}. Start a new run.')
     return None, 0
 
 
 def check_new(folder: Path) -> None:
     """Check that a folder has no run yet, whose checkpoints a new one would replace."""
     if find_checkpoints(folder):
-        raise FinetuneError(
-            f'{folder} has a run already: resume it with --resume {folder}, or name another --experiment.'
-        )
+        raise RunError(f'{folder} has a run already: resume it with --resume {folder}, or name another --experiment.')
 
 
 def check_space(folder: Path, tensors: int, copies: int) -> None:
@@ -70,11 +66,11 @@ def check_space(folder: Path, tensors: int, copies: int) -> None:
         copies: How many times these may be written.
 
     Raises:
-        FinetuneError: If the disk has not.
+        RunError: If the disk has not.
     """
     if shutil.disk_usage(folder).free < tensors * copies:
         needed = math.ceil(tensors * copies / 2**20)
-        raise FinetuneError(f'{folder} has no space for the checkpoints, which take up to {needed} MiB.')
+        raise RunError(f'{folder} has no space for the checkpoints, which take up to {needed} MiB.')
 
 
 def write_options(folder: Path, options: dict) -> None:
@@ -89,7 +85,14 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def restore_saver(saver: CheckpointSaver, folder: Path, checkpoint: Path | None, start: int) -> None:
+def restore_saver(
+    saver: CheckpointSaver,
+    folder: Path,
+    checkpoint: Path | None,
+    start: int,
+    column: str,
+    columns: Sequence[str] | None = None,
+) -> None:
     """Bring a saver, the log and the checkpoints to the state after a number of epochs.
 
     Args:
@@ -97,29 +100,31 @@ def restore_saver(saver: CheckpointSaver, folder: Path, checkpoint: Path | None,
         folder: Folder of the run.
         checkpoint: Checkpoint that was loaded.
         start: Epochs done.
+        column: Column of the log that tells the best epoch.
+        columns: All columns of the log; those of the file if None.
     """
-    rows = cut_summary(folder / 'summary.csv', start)
+    rows = cut_summary(folder / 'summary.csv', start, columns)
     if not checkpoint or not start:
         return
     if checkpoint.name == 'tmp.pth.tar':  # complete, but killed before it was renamed
         os.replace(checkpoint, folder / 'last.pth.tar')
     # The run may have ended after its last epoch was logged and before all files of that epoch were written: the saver
     # takes the state of the epoch before, and saves that one again.
-    top1 = rows.pop()['eval_top1'] if rows and rows[-1]['epoch'] == start - 1 else 0.0
+    metric = rows.pop()[column] if rows and rows[-1]['epoch'] == start - 1 else 0.0
     if rows:
-        best = max(rows, key=lambda row: row['eval_top1'])
-        saver.best_metric, saver.best_epoch = best['eval_top1'], int(best['epoch'])
-    files = [(str(folder / f'checkpoint-{int(row["epoch"])}.pth.tar'), row['eval_top1']) for row in rows]
-    kept = [(file, top1) for file, top1 in files if os.path.exists(file)]
+        best = max(rows, key=lambda row: row[column])
+        saver.best_metric, saver.best_epoch = best[column], int(best['epoch'])
+    files = [(str(folder / f'checkpoint-{int(row["epoch"])}.pth.tar'), row[column]) for row in rows]
+    kept = [(file, value) for file, value in files if os.path.exists(file)]
     saver.checkpoint_files = sorted(kept, key=lambda pair: pair[1], reverse=True)
-    save_checkpoint(saver, folder, start - 1, top1)
+    save_checkpoint(saver, folder, start - 1, metric)
 
 
-def save_checkpoint(saver: CheckpointSaver, folder: Path, epoch: int, top1: float) -> None:
+def save_checkpoint(saver: CheckpointSaver, folder: Path, epoch: int, metric: float) -> None:
     """Save a checkpoint; what could not be written to its end is removed, since its space is needed."""
     with saving(folder):
         try:
-            saver.save_checkpoint(epoch, metric=top1)
+            saver.save_checkpoint(epoch, metric=metric)
         except BaseException:
             with suppress(OSError):
                 (folder / 'tmp.pth.tar').unlink(missing_ok=True)
@@ -132,9 +137,9 @@ def saving(folder: Path):
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as e:
-        if isinstance(e, FinetuneError):
+        if isinstance(e, RunError):
             raise
-        raise FinetuneError(f'Cannot write to {folder}: {_advice(e, folder)}') from e
+        raise RunError(f'Cannot write to {folder}: {_advice(e, folder)}') from e
 
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
@@ -145,11 +150,11 @@ _WRITERS = re.compile('PytorchStreamWriter|inline_container|iostream error|os er
 
 def _advice(error: Exception, folder: Path) -> str:
     """What happened to a folder, and the next step."""
-    command = f'timm-attn finetune --resume {folder}'
+    command = f'--resume {folder}'
     reason = str(error).splitlines()[0]
     code = getattr(error, 'errno', None)
     if not folder.exists() and isinstance(error, FileNotFoundError | RuntimeError):
-        return f'it was deleted or renamed. Start a new run, or give it back its name and resume with: {command}'
+        return f'it was deleted or renamed. Start a new run, or give it back its name and resume with {command}'
     if code in _FORBIDDEN or (not code and folder.exists() and not os.access(folder, os.W_OK)):
         return f'no permission ({reason}). Allow it, or name another --output.'
     if code in _FULL or _WRITERS.search(str(error)):
@@ -158,4 +163,4 @@ def _advice(error: Exception, folder: Path) -> str:
         problem, step = reason, ''
     if not os.path.isfile(folder / 'args.yaml'):
         return f'{problem}. Nothing was saved: {step}start again, or name another --output.'
-    return f'{problem}. What was saved before is complete: {step}resume with: {command}'
+    return f'{problem}. What was saved before is complete: {step}resume with {command}'

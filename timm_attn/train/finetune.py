@@ -5,6 +5,7 @@ It is for users without a checkout of timm, whose train.py does much more under 
 
 import argparse
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,70 +20,59 @@ from timm.data import FastCollateMixup, ImageDataset, create_loader, resolve_dat
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask, load_task_ema_checkpoint
+from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
 
-from .checkpoints import (
-    check_new,
-    check_space,
-    find_checkpoints,
-    load_newest,
-    restore_saver,
-    saving,
-    write_options,
-    write_text,
-)
+from ..report import write_page
+from .answers import Answers
+from .checkpoints import check_new, find_checkpoints, load_newest, saving
 from .export import export_run
 from .image_folder import open_folder, split_of
 from .log import draw_curves, read_summary
-from .loop import Run
-from .options import FinetuneError
+from .loop import ClassifierRun
+from .options import RunError
+from .run import interruptible, leave_processes
 from .run_lock import lock_folder
+from .run_report import make_page
 from .split import Draw, Split, hold_out, hold_out_of_earlier_versions
-from .start import create_model, describe
-from .trackers import check_trackers, open_tensorboard, open_wandb
+from .start import create_model, describe, describe_weights
+from .trackers import check_trackers
 
 _logger = logging.getLogger(__name__)
 
 
-class Interrupted(KeyboardInterrupt):
-    """A run was stopped by the user; the message says how to resume it."""
-
-
-def finetune(args: argparse.Namespace) -> Path:
+def finetune(args: argparse.Namespace, command: Sequence[str] | None = None) -> Path:
     """Fine-tune a model, alone or as one of several processes under torchrun.
 
     Args:
-        args: Options of :mod:`timm_attn.train.options`.
+        args: Options of :mod:`timm_attn.train.finetune_options`.
+        command: Words of the command, for the report.
 
     Returns:
-        Folder of the run: ``model`` (loads by ``local-dir:``), ``summary.csv``, ``curves.png``, ``args.yaml``,
+        Folder of the run: ``model`` (loads by ``local-dir:``), ``report.html`` and ``report.md``, ``summary.csv``,
+        ``curves.png``, ``args.yaml``,
         ``split.json`` (the images) and the checkpoints.
 
     Raises:
         FolderError: If the data set cannot be trained on.
-        FinetuneError: If the run cannot start or continue; what was trained until then is kept.
+        RunError: If the run cannot start or continue; what was trained until then is kept.
         Interrupted: If the user stopped it.
     """
     options = dict(vars(args))
     check_trackers(args)
     if not args.data_dir:
-        raise FinetuneError('Name the folder of images, before the options: timm-attn finetune DIR --model NAME.')
+        raise RunError('Name the folder of images, before the options: timm-attn finetune DIR --model NAME.')
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device = utils.init_distributed_device(args)
     name = args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}'
     folder = Path(args.resume or Path(args.output) / name)
     with ExitStack() as stack:
         if args.distributed:
-            stack.callback(dist.destroy_process_group)
-        try:
+            stack.push(leave_processes)
+        with interruptible(folder):
             run = _start(args, options, device, folder, stack)
             run.fit()
             if run.saver:
-                _finish(run)
-        except KeyboardInterrupt:
-            advice = f'resume with: timm-attn finetune --resume {folder}' if (folder / 'args.yaml').exists() else ''
-            raise Interrupted(f'stopped; {advice or "nothing was written"}') from None
+                _finish(run, options, command)
     return folder
 
 
@@ -103,7 +93,9 @@ class Data:
     split: Split
 
 
-def _start(args: argparse.Namespace, options: dict, device: torch.device, folder: Path, stack: ExitStack) -> Run:
+def _start(
+    args: argparse.Namespace, options: dict, device: torch.device, folder: Path, stack: ExitStack
+) -> ClassifierRun:
     """Build a run, or rebuild one from its folder.
 
     Args:
@@ -128,17 +120,16 @@ def _start(args: argparse.Namespace, options: dict, device: torch.device, folder
     checkpoint = _restore(run)
     asked = args.warmup_epochs
     args.warmup_epochs = min(asked, args.epochs // 2)
-    updates = len(run.loader)
-    run.scheduler, run.epochs = create_scheduler_v2(run.optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
-    if run.start > run.epochs:
-        raise FinetuneError(f'{folder} has {run.start} epochs already, more than --epochs {run.epochs}.')
-    if run.start:
-        run.scheduler.step_update(run.start * updates) if args.sched_on_updates else run.scheduler.step(run.start)
+    run.schedule()
     if primary:
         with saving(folder):
-            _open_folder(run, options, data.split, checkpoint, stack)
+            run.open_folder(options, data.split, checkpoint, stack)
         print(f'{folder}: resumes with epoch {run.start}' if args.resume else folder, flush=True)
-        print(describe(run, _batch_size(args, len(data.train)) * args.world_size, asked, checkpoint), flush=True)
+        model = utils.unwrap_model(run.module)
+        height, width = resolve_data_config(vars(args), model=model)['input_size'][-2:]
+        weights = describe_weights(args, model, checkpoint)
+        batch_size = _batch_size(args, len(data.train)) * args.world_size
+        print(describe(run, args.model, weights, f'{width} x {height}', batch_size, asked), flush=True)
     return run
 
 
@@ -158,7 +149,10 @@ def _open_data(args: argparse.Namespace, classes_before: list[str] | None, folde
     _check_classes(args, classes_before or classes, classes)
     split = split_of(train, val, args.data_dir)
     if before:
-        before.check(split, folder, args.data_dir)
+        weights = (
+            f'--model local-dir:{folder / "model"} if it has ended, else --pretrained-path {folder / "last.pth.tar"}'
+        )
+        before.check(split, folder, args.data_dir, weights)
     return Data(train, val, classes, split)
 
 
@@ -174,20 +168,21 @@ def _check_classes(args: argparse.Namespace, before: list[str], classes: list[st
     if before == classes:
         return
     other = sorted(set(before) ^ set(classes))
-    raise FinetuneError(
+    raise RunError(
         f'The run in {args.resume} has {len(before)} classes, {args.data_dir} has {len(classes)}; they differ in '
         f'{", ".join(other[:5])}{" and more" if len(other) > 5 else ""}. Name the folder of that run, or start anew.'
     )
 
 
-def _build(args: argparse.Namespace, data: Data, device: torch.device, folder: Path) -> Run:
+def _build(args: argparse.Namespace, data: Data, device: torch.device, folder: Path) -> ClassifierRun:
     """The model, its loss, its optimizer and its batches."""
     utils.random_seed(args.seed, args.rank)
     model = create_model(args, len(data.classes), pretrained=args.pretrained and not find_checkpoints(folder))
     model.to(device=device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
     loaders = _loaders(args, data, resolve_data_config(vars(args), model=model), device)
     task = ClassificationTask(model, _criterion(args), device=device, verbose=False)
-    run = Run(args, folder, device, task, *loaders, create_optimizer_v2(model, **optimizer_kwargs(args)))
+    optimizer = create_optimizer_v2(model, **optimizer_kwargs(args))
+    run = ClassifierRun(args, folder, device, optimizer, task, *loaders)
     if device.type == 'cuda' if args.amp is None else args.amp:
         run.autocast = partial(torch.autocast, device.type, getattr(torch, args.amp_dtype))
         if args.amp_dtype == 'float16' and device.type == 'cuda':
@@ -195,11 +190,15 @@ def _build(args: argparse.Namespace, data: Data, device: torch.device, folder: P
     return run
 
 
-def _restore(run: Run) -> Path | None:
+def _restore(run: ClassifierRun) -> Path | None:
     """Load the newest checkpoint of a run that is resumed, and wrap the model for averaging, compiling and DDP."""
     args, checkpoint = run.args, None
     if args.resume:
-        checkpoint, run.start = load_newest(run.folder, run.task, run.optimizer, run.scaler)
+
+        def load(file: str) -> int:
+            return resume_task_checkpoint(run.task, file, run.optimizer, run.scaler, log_info=False)
+
+        checkpoint, run.start = load_newest(run.folder, load)
     if args.model_ema:
         run.task.setup_ema(decay=args.model_ema_decay, use_warmup=True)
         if checkpoint:
@@ -212,35 +211,6 @@ def _restore(run: Run) -> Path | None:
     return checkpoint
 
 
-def _open_folder(run: Run, options: dict, split: Split, checkpoint: Path | None, stack: ExitStack) -> None:
-    """Prepare the folder of a run: its lock, its options and images, its log and checkpoints."""
-    args, folder = run.args, run.folder
-    module = run.task.get_trainable_module()
-    if not args.resume:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise FinetuneError(f'Cannot create {folder}: {e.strerror}. Name another --output.') from e
-        stack.enter_context(lock_folder(folder))
-    if not run.start:
-        check_new(folder)
-        tensors = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-        # weights, two moments of the optimizer and the average; the last, the best and one that is being written
-        check_space(folder, tensors, (4 if args.model_ema else 3) * (args.checkpoint_hist + 2))
-    if args.log_wandb:
-        open_wandb(folder, options, stack)
-    if args.log_tensorboard:
-        run.tensorboard = open_tensorboard(folder, run.start)
-        stack.callback(run.tensorboard.close)
-    write_text(folder / 'split.json', split.as_text())
-    write_options(folder, options)  # last: what can be resumed has all of it
-    run.saver = utils.CheckpointSaver(
-        module, run.optimizer, amp_scaler=run.scaler, task=run.task, checkpoint_dir=str(folder),
-        recovery_dir=str(folder), max_history=args.checkpoint_hist,
-    )  # fmt: skip
-    restore_saver(run.saver, folder, checkpoint, run.start)
-
-
 def _batch_size(args: argparse.Namespace, images: int) -> int:
     """Images in a batch of one process, fewer than asked for where there are few.
 
@@ -249,7 +219,7 @@ def _batch_size(args: argparse.Namespace, images: int) -> int:
     batch_size = min(args.batch_size, images // args.world_size)
     batch_size -= batch_size % 2 if _mixes(args) else 0
     if batch_size < 2:
-        raise FinetuneError(
+        raise RunError(
             f'A batch needs at least 2 images: there are {images} to train, in {args.world_size} process(es), with '
             f'--batch-size {args.batch_size}.'
         )
@@ -284,15 +254,22 @@ def _criterion(args: argparse.Namespace) -> torch.nn.Module:
     return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else torch.nn.CrossEntropyLoss()
 
 
-def _finish(run: Run) -> None:
-    """Export the best weights, draw the curves, and say how to use the model."""
+def _finish(run: ClassifierRun, options: dict, command: Sequence[str] | None) -> None:
+    """Export the best weights, draw the curves, write the report, and say how to use the model."""
     model = run.folder / 'model'
     title = f'{run.args.model}, {Path(run.args.data_dir).resolve().name}'
+    rows = read_summary(run.folder / 'summary.csv')
     with saving(run.folder):
-        export_run(run.folder, model)
-        drawn = draw_curves(read_summary(run.folder / 'summary.csv'), run.folder / 'curves.png', title)
+        best = export_run(run.folder, model).to(run.device)
+        drawn = draw_curves(rows, run.folder / 'curves.png', title)
+    data = run.val_loader.dataset
+    root, labels = Path(data.reader.root), list(data.reader.class_to_idx)
+    answers = Answers.of(best, data.reader.samples, labels, root, run.args.batch_size)
+    with saving(run.folder):
+        write_page(make_page(run.args.model, options, rows, run.metric, answers, command, run.device), run.folder)
+    figures = '' if drawn else '; for its figures and curves.png: pip install matplotlib'
     print(
-        f'{run.folder}: {run.best}; curves.png {"shows the run" if drawn else "needs: pip install matplotlib"}\n'
+        f'{run.folder}: {run.best}; report.html shows the run{figures}\n'
         f"use it: import timm, timm_attn; timm.create_model('local-dir:{model}', pretrained=True)\n"
         f'or: timm-attn predict IMAGE --model local-dir:{model}',
         flush=True,

@@ -14,7 +14,7 @@ from .split import Draw, Split, hold_out
 
 _logger = logging.getLogger(__name__)
 
-_TRAIN = ('train', 'training')
+TRAIN_FOLDERS = ('train', 'training')
 _VALIDATION = ('val', 'valid', 'validation', 'eval', 'evaluation')
 
 
@@ -69,11 +69,11 @@ def open_folder(
         raise FolderError(f'{root} {problem}; name a folder of images.')
     if not 0 < val_fraction < 1:
         raise FolderError(f'The share of images to hold out must be between 0 and 1, not {val_fraction}.')
-    train_root = _find(root, _TRAIN if train_split in _TRAIN else (train_split,))
+    train_root = _find(root, TRAIN_FOLDERS if train_split in TRAIN_FOLDERS else (train_split,))
     val_root = _find(root, _VALIDATION if val_split is None else (val_split,))
     if val_split and not val_root:
         raise FolderError(f'{root} has no folder {val_split!r} for validation; it has: {_subfolders(root)}.')
-    if not train_root and (val_root or train_split not in _TRAIN):
+    if not train_root and (val_root or train_split not in TRAIN_FOLDERS):
         raise FolderError(f'{root} has no folder {train_split!r} for training; it has: {_subfolders(root)}.')
     train_root = train_root or root
     train = _read(train_root)

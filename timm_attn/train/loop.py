@@ -1,12 +1,9 @@
-"""The loop over the epochs of a run: train, validate, log, save, and stop where there is nothing more to gain."""
+"""The passes of fine-tuning over the images: one to train, one to validate."""
 
-import argparse
 import math
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,87 +12,69 @@ from timm import utils
 from timm.task import ClassificationTask
 from tqdm import tqdm
 
-from .checkpoints import save_checkpoint, saving
-from .options import FinetuneError
+from .log import COLUMNS
+from .options import RunError
+from .run import Run
 
 
 @dataclass
-class Run:
-    """One process's part of a run.
+class ClassifierRun(Run):
+    """Fine-tuning of a classifier.
 
     Attributes:
-        args: Options.
-        folder: Folder of the run.
-        device: Device to train on.
         task: timm's training task: the model, its loss and its averaged weights.
         loader: Training batches.
         val_loader: Validation batches.
-        optimizer: Optimizer.
         autocast: Context of mixed precision.
         scaler: Loss scaler for float16 on a GPU.
-        scheduler: Schedule of the learning rate.
-        epochs: Epochs in all.
-        start: Epochs done before.
-        saver: Checkpoints; only in the first process.
-        tensorboard: Writer of TensorBoard, if it is asked for; only in the first process.
     """
 
-    args: argparse.Namespace
-    folder: Path
-    device: torch.device
     task: ClassificationTask
     loader: Any
     val_loader: Any
-    optimizer: torch.optim.Optimizer
     autocast: Callable = nullcontext
     scaler: utils.NativeScaler | None = None
-    scheduler: Any = field(default=None, init=False)
-    epochs: int = field(default=0, init=False)
-    start: int = field(default=0, init=False)
-    saver: utils.CheckpointSaver | None = field(default=None, init=False)
-    tensorboard: Any = field(default=None, init=False)
 
-    def fit(self) -> None:
-        """Train the remaining epochs; log and save each."""
-        args = self.args
-        for epoch in range(self.start, self.epochs):
-            if args.patience and self._is_out_of_patience(epoch):
-                if self.saver:
-                    print(f'stops: no better top-1 in {args.patience} epochs ({self.best})', flush=True)
-                break
-            # a resumed run draws the same images in the same order as one that was not interrupted
-            utils.random_seed(args.seed + epoch * args.world_size, args.rank)
-            clock = time.perf_counter()
-            loss, lr = self.train_epoch(epoch)
-            if args.distributed:
-                utils.distribute_bn(self.task.get_trainable_module(), args.world_size, reduce=True)
-            trained = time.perf_counter()
-            train = dict(loss=loss, time=round(trained - clock, 3))
-            metrics = self.validate()
-            if not math.isfinite(metrics['loss']):
-                advice = '--clip-grad 1' if self.autocast is nullcontext else '--no-amp'
-                raise FinetuneError(
-                    f'The loss on the validation images became {metrics["loss"]} in epoch {epoch}: try a smaller --lr '
-                    f'or {advice}.'
-                )
-            metrics['time'] = round(time.perf_counter() - trained, 3)
-            self.scheduler.step(epoch + 1, metrics['top1'])
-            if self.saver:
-                self._log(epoch, train, metrics, lr)
-                save_checkpoint(self.saver, self.folder, epoch, metrics['top1'])
-                print(
-                    f'epoch {epoch} ({epoch + 1} of {self.epochs})  loss {loss:.3f}  validation: loss '
-                    f'{metrics["loss"]:.3f}, top-1 {metrics["top1"]:.2f} %  ({self.best})  lr {lr:.2e}  '
-                    f'{train["time"] + metrics["time"]:.1f} s',
-                    flush=True,
-                )
+    columns = COLUMNS
 
-    def train_epoch(self, epoch: int) -> tuple[float, float]:
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model that is trained."""
+        return self.task.get_trainable_module()
+
+    @property
+    def result(self) -> torch.nn.Module:
+        """The model whose numbers count: that of the averaged weights if there are any."""
+        return self.task.get_eval_model(ema=self.args.model_ema)
+
+    @property
+    def updates(self) -> int:
+        """Steps of the optimizer in an epoch."""
+        return len(self.loader)
+
+    @property
+    def precision(self) -> str:
+        """Precision of the passes, in words."""
+        return 'float32' if self.autocast is nullcontext else f'{self.args.amp_dtype} mixed precision'
+
+    @property
+    def advice(self) -> str:
+        """Option that may help where a loss is not finite, besides a smaller learning rate."""
+        return super().advice if self.autocast is nullcontext else '--no-amp'
+
+    def make_saver(self) -> utils.CheckpointSaver:
+        """Saver of the run's checkpoints."""
+        return utils.CheckpointSaver(
+            self.module, self.optimizer, amp_scaler=self.scaler, task=self.task, checkpoint_dir=str(self.folder),
+            recovery_dir=str(self.folder), max_history=self.args.checkpoint_hist,
+        )  # fmt: skip
+
+    def train_epoch(self, epoch: int) -> tuple[dict[str, float], float]:
         """One pass over the training images; returns the mean loss, and the learning rate of the last step."""
         args = self.args
         if args.distributed:
             self.loader.sampler.set_epoch(epoch)
-        module = self.task.get_trainable_module().train()
+        module = self.module.train()
         losses = utils.AverageMeter()
         updates = epoch * len(self.loader)
         lr = 0.0
@@ -121,16 +100,14 @@ class Run:
             losses.update(loss.item(), len(images))
             bar.set_postfix(loss=f'{losses.avg:.3f}', refresh=False)
             if not math.isfinite(losses.val):
-                raise FinetuneError(
-                    f'The loss became {losses.val} in epoch {epoch}: try a smaller --lr or --clip-grad 1.'
-                )
+                raise RunError(f'The loss became {losses.val} in epoch {epoch}: try a smaller --lr or --clip-grad 1.')
         mean = torch.tensor(losses.avg, device=self.device)
-        return (utils.reduce_tensor(mean, args.world_size) if args.distributed else mean).item(), lr
+        return dict(loss=(utils.reduce_tensor(mean, args.world_size) if args.distributed else mean).item()), lr
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
         """Loss, top-1 and top-5 (%) over the validation images, of the averaged weights if there are any."""
-        model = self.task.get_eval_model(ema=self.args.model_ema).eval()
+        model = self.result.eval()
         totals = torch.zeros(4, device=self.device)
         for images, target in self.val_loader:
             with self.autocast():
@@ -142,29 +119,3 @@ class Run:
             dist.all_reduce(totals)
         loss, top1, top5 = (totals[:3] / totals[3]).tolist()
         return dict(loss=loss, top1=top1, top5=top5)
-
-    @property
-    def best(self) -> str:
-        """The best result so far, in words."""
-        return f'best {self.saver.best_metric:.2f} % in epoch {self.saver.best_epoch}' if self.saver else ''
-
-    def _is_out_of_patience(self, epoch: int) -> bool:
-        """Whether the epochs before this one brought nothing better for too long, which the first process knows."""
-        waited = epoch - 1 - self.saver.best_epoch if self.saver and epoch else 0
-        stops = torch.tensor(waited >= self.args.patience, dtype=torch.uint8, device=self.device)
-        if self.args.distributed:
-            dist.broadcast(stops, 0)
-        return bool(stops)
-
-    def _log(self, epoch: int, train: dict, metrics: dict, lr: float) -> None:
-        """Append an epoch to the logs."""
-        summary = self.folder / 'summary.csv'
-        with saving(self.folder):
-            utils.update_summary(
-                epoch, train, metrics, summary, lr, write_header=not summary.exists(), log_wandb=self.args.log_wandb
-            )
-            if self.tensorboard:
-                for group, values in (('train_', train), ('eval_', metrics), ('', dict(lr=lr))):
-                    for name, value in values.items():
-                        self.tensorboard.add_scalar(group + name, value, epoch)
-                self.tensorboard.flush()

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from .options import FinetuneError
+from .options import RunError
 
 if sys.platform == 'win32':
     import msvcrt
@@ -29,12 +29,12 @@ def lock_folder(folder: Path) -> Iterator[None]:
         folder: Folder of a run, which exists.
 
     Raises:
-        FinetuneError: If another process holds it; the message says which.
+        RunError: If another process holds it; the message says which.
     """
     path = folder / 'run.lock'
     real = path.resolve()
     if real in _held:  # the lock of the operating system belongs to the whole process
-        raise FinetuneError(f'{folder} is in use by this process.')
+        raise RunError(f'{folder} is in use by this process.')
     while True:
         file = path.open('a+', encoding='utf-8')
         try:
@@ -43,7 +43,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             with file:
                 file.seek(0)
                 holder = file.read().strip() or 'another process'
-            raise FinetuneError(
+            raise RunError(
                 f'{folder} is in use by {holder}. Wait for it to end, or name another --experiment.'
             ) from None
         except OSError as e:  # a file system without locks

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .options import FinetuneError
+from .options import RunError
 
 Draw = Callable[[list[str], float], set[str]]
 """Names ``class/file`` in their order, and the share to hold out -> the names that are held out."""
@@ -70,7 +70,7 @@ class Split:
         """Split of the run in a folder; None if its version recorded none.
 
         Raises:
-            FinetuneError: If the file is damaged.
+            RunError: If the file is damaged.
         """
         path = folder / 'split.json'
         if not path.exists():
@@ -82,22 +82,23 @@ class Split:
             problem = 'it holds more than names'
         except (OSError, ValueError, TypeError) as e:
             problem = str(e)
-        raise FinetuneError(f'Cannot read {path}, the images of the run: {problem}. Start a new run.')
+        raise RunError(f'Cannot read {path}, the images of the run: {problem}. Start a new run.')
 
     def draw(self, names: list[str], fraction: float) -> set[str]:
         """Hold out the images of this split again."""
         return {'/'.join(name.split('/')[-2:]) for name in self.val}
 
-    def check(self, now: 'Split', folder: Path, data_dir: str) -> None:
+    def check(self, now: 'Split', folder: Path, data_dir: str, weights: str) -> None:
         """Check that a folder of data still has the images of a run.
 
         Args:
             now: Its images.
             folder: Folder of the run.
             data_dir: The folder of data.
+            weights: Options that start a new run from the weights of this one.
 
         Raises:
-            FinetuneError: If images appeared or are gone; the message names the first of them.
+            RunError: If images appeared or are gone; the message names the first of them.
         """
         before, after = {*self.train, *self.val}, {*now.train, *now.val}
         changes = [
@@ -106,8 +107,7 @@ class Split:
             if names
         ]
         if changes:
-            raise FinetuneError(
+            raise RunError(
                 f'{data_dir} has other images than when the run in {folder} began: {" and ".join(changes)}. Restore '
-                f'them to resume, or start a new run from its weights: --model local-dir:{folder / "model"} if it has '
-                f'ended, else --pretrained-path {folder / "last.pth.tar"}.'
+                f'them to resume, or start a new run from its weights: {weights}.'
             )

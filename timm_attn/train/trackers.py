@@ -7,18 +7,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .options import FinetuneError
+from .options import RunError
 
 
 def check_trackers(args: argparse.Namespace) -> None:
     """Check, before any work, that the packages for the trackers that are asked for are installed.
 
     Raises:
-        FinetuneError: If one is missing.
+        RunError: If one is missing.
     """
     for package in ('tensorboard', 'wandb'):
         if getattr(args, f'log_{package}') and not find_spec(package):
-            raise FinetuneError(f'--log-{package} needs the package {package}: pip install {package}')
+            raise RunError(f'--log-{package} needs the package {package}: pip install {package}')
 
 
 def open_tensorboard(folder: Path, start: int) -> Any:
@@ -37,7 +37,7 @@ def open_wandb(folder: Path, options: dict, stack: ExitStack) -> None:
         stack: What ends the run of Weights & Biases.
 
     Raises:
-        FinetuneError: If there is no connection or no account.
+        RunError: If there is no connection or no account.
     """
     wandb: Any = import_module('wandb')
     resumed = options.get('wandb_resume_id')
@@ -47,7 +47,7 @@ def open_wandb(folder: Path, options: dict, stack: ExitStack) -> None:
             resume='allow' if resumed else None,
         )  # fmt: skip
     except Exception as e:  # wandb has many, of no common base
-        raise FinetuneError(
+        raise RunError(
             f'Cannot log to Weights & Biases: {e}. Log in with "wandb login", or set WANDB_MODE=offline.'
         ) from e
     stack.enter_context(run)

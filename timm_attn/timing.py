@@ -1,4 +1,4 @@
-"""Time and memory of what is compared: passes that take turns in one process."""
+"""Time and memory of passes that take turns in one process, over models whose values stay in range."""
 
 import datetime
 import gc
@@ -7,15 +7,79 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
 import timm
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-import timm_attn
+from . import __version__
 
 Key = TypeVar('Key', str, int)
+
+
+def calibrate_norms(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """Give the batch norms random weights and the statistics of some images.
+
+    timm's norms start with weights of zero at the end of a block, which would switch its attention off; without
+    statistics, values fade into denormal numbers, which are slow.
+
+    Args:
+        model: The model, which is changed.
+        images: (B, C, H, W). Of a single one, a second is made: batch norm cannot train on one value for a channel.
+
+    Returns:
+        The model, in eval mode.
+    """
+    if len(images) == 1:
+        images = torch.cat([images, torch.randn_like(images)])
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        if norm.affine:
+            nn.init.uniform_(norm.weight, 0.5, 1.0)
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+def inference(model: nn.Module, images: torch.Tensor, autocast=nullcontext) -> Callable[[], object]:
+    """A forward pass, to be timed.
+
+    Args:
+        model: The model.
+        images: (B, C, H, W).
+        autocast: Context of mixed precision.
+    """
+
+    def run():
+        with torch.inference_mode(), autocast():
+            return model(images)
+
+    return run
+
+
+def training(model: nn.Module, images: torch.Tensor, autocast=nullcontext) -> Callable[[], object]:
+    """Forward, backward and optimizer step of a classifier, to be timed; the arguments are those of a forward pass."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    with torch.no_grad():
+        labels = torch.arange(len(images), device=images.device) % model(images[:2]).shape[1]
+
+    def run():
+        optimizer.zero_grad()
+        with autocast():
+            loss = F.cross_entropy(model(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+
+    return run
 
 
 def take_turns(passes: dict[Key, Callable[[], object]], turns: int, device: torch.device) -> dict[Key, list[float]]:
@@ -52,6 +116,8 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
+    # the profiler reports each start and stop on stderr
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
@@ -70,7 +136,7 @@ def machine(device: torch.device) -> dict:
         system=f'{platform.system()}, Python {platform.python_version()}',
         torch=torch.__version__.partition('+')[0],
         timm=timm.__version__,
-        timm_attn=timm_attn.__version__,
+        timm_attn=__version__,
         # the C library's memory settings change the times of large tensors on a CPU by a third
         allocator=' '.join(f'{k}={v}' for k, v in sorted(os.environ.items()) if k.startswith('MALLOC_')),
         date=datetime.date.today().isoformat(),

@@ -1,0 +1,119 @@
+r"""Run the comparisons of classifiers in model_cards/RESULTS.md, which are those of ``timm-attn compare``.
+
+    python scripts/studies.py flowers12 --data-dir flowers12
+    python scripts/studies.py cifar10 --data-dir cifar10
+
+Run it again after an interruption: what is finished is not repeated. The reports are kept in ``model_cards/reports``,
+without pictures of the data; ``python scripts/render.py`` then renders the page.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import CARDS, RECIPES, ROOT
+
+REPORTS = CARDS / 'reports'
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison of classifiers, from one or more starts.
+
+    Attributes:
+        name: Its name, and that of its recipe.
+        title: Title of its section on the page.
+        about: What was done, in a sentence or two.
+        starts: What the networks start from -> the options of ``timm-attn compare`` for it.
+    """
+
+    name: str
+    title: str
+    about: str
+    starts: dict[str, tuple[str, ...]]
+
+    def report(self, start: str) -> Path:
+        """Folder of a report."""
+        return REPORTS / f'{self.name}.{start}'
+
+    def results(self, start: str) -> dict | None:
+        """What was found; None where it was not run."""
+        file = self.report(start) / 'results.json'
+        return json.loads(file.read_text()) if file.exists() else None
+
+
+STUDIES = {
+    study.name: study
+    for study in (
+        Study(
+            name='cifar10',
+            title='CIFAR-10 from scratch with three seeds, as one comparison',
+            about='ResNet-20 with each attention, from random weights; several hours on a CPU core with bfloat16.',
+            starts={'scratch': ()},
+        ),
+        Study(
+            name='flowers12',
+            title='Twelve flowers, as one comparison',
+            about='Oxford Flowers, 12 classes of 60 training and 20 test images, at 48 px, for 30 epochs in bfloat16: '
+            'from scratch, and from the CIFAR-10 weights of the same network.',
+            starts={'cifar10': (), 'scratch': ('--no-pretrained',)},
+        ),
+    )
+}
+
+
+def run(study: Study, start: str, data_dir: str, output: Path) -> int:
+    """Run a comparison, or what is left of it, and keep its report.
+
+    Args:
+        study: The study.
+        start: Name of its start.
+        data_dir: The data set.
+        output: Folder of the comparisons.
+
+    Returns:
+        Exit status of ``timm-attn compare``.
+    """
+    folder = output / f'{study.name}.{start}'
+    if (folder / 'args.yaml').exists():
+        words = ['--resume', str(folder)]
+    else:
+        recipe = ROOT / RECIPES / f'{study.name}.yaml'
+        place = ['--output', str(output), '--experiment', folder.name]
+        words = [data_dir, '--config', str(recipe), *study.starts[start], *place]
+    status = subprocess.run([sys.executable, '-m', 'timm_attn', 'compare', *words]).returncode
+    if not status:
+        keep(folder, study.report(start))
+    return status
+
+
+def keep(folder: Path, report: Path) -> None:
+    """Copy the report of a comparison.
+
+    Args:
+        folder: Folder of the comparison.
+        report: Folder to write to.
+    """
+    shutil.rmtree(report, ignore_errors=True)
+    shutil.copytree(folder / 'report_files', report / 'report_files')
+    for name in ('results.json', 'report.html', 'report.md'):
+        shutil.copyfile(folder / name, report / name)
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description='Run the comparisons of classifiers in model_cards/RESULTS.md.')
+    parser.add_argument('study', choices=sorted(STUDIES))
+    parser.add_argument('--data-dir', required=True, metavar='DIR', help='the data set, split into folders of classes')
+    parser.add_argument('--output', type=Path, default='output/studies', metavar='DIR', help='folder of the runs')
+    args = parser.parse_args()
+    study = STUDIES[args.study]
+    return max(run(study, start, args.data_dir, Path(args.output).resolve()) for start in study.starts)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
