@@ -11,6 +11,19 @@ from costs import EXHAUSTIVE, FEW, SLOW, SOME
 
 import timm_attn  # noqa: F401  registers the models
 
+# torch.jit finds operators by the addresses of objects. Objects of another test may take the place of those that torch
+# deletes, and its module no longer compiles: torch replaces operators for quantization when inductor is imported.
+_operators: list[object] = []
+_register = torch.jit._builtins._register_builtin
+
+
+def _register_and_keep(operator, name):
+    _operators.append(operator)
+    _register(operator, name)
+
+
+torch.jit._builtins._register_builtin = _register_and_keep
+
 
 @pytest.fixture(autouse=True)
 def seed():
