@@ -167,9 +167,10 @@ Throughput: inference, {'; '.join(settings)}.
     for study in STUDIES.values():
         if not any(runs_of_study(study, start) for start in study.starts):
             command = f'python scripts/studies.py {study.name} --data-dir DIR'
-            text += (
-                f'\n## Not run yet: {study.title}\n\n{textwrap.fill(f"{study.about} To run it: `{command}`.", 120)}\n'
-            )
+            begun = any(study.unfinished(start).exists() for start in study.starts)
+            state = 'Under way' if begun else 'Not run yet'
+            todo = textwrap.fill(f'{study.about} To {"go on with" if begun else "run"} it: `{command}`.', 120)
+            text += f'\n## {state}: {study.title}\n\n{todo}\n'
     for experiment in missing:
         needs = (
             ' --train-script train.py' * (experiment.tool == 'train.py') + ' --weights FILE' * experiment.needs_weights

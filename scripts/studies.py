@@ -4,14 +4,17 @@ r"""Run the comparisons of classifiers in model_cards/RESULTS.md, which are thos
     python scripts/studies.py cifar10 --data-dir cifar10
 
 Run it again after an interruption: what is finished is not repeated. The reports are kept in ``model_cards/reports``,
-without pictures of the data; ``python scripts/render.py`` then renders the page.
+without pictures of the data; ``python scripts/render.py`` then renders the page. Of a study that is interrupted, what
+its finished runs answered is kept there, without their weights, so that another machine can go on with it.
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +43,12 @@ class Study:
         """Folder of a report."""
         return REPORTS / f'{self.name}.{start}'
 
+    def unfinished(self, start: str) -> Path:
+        """Archive of the finished runs of a study that is not finished."""
+        return self.report(start) / 'unfinished.tar.xz'
+
     def results(self, start: str) -> dict | None:
-        """What was found; None where it was not run."""
+        """What was found; None where it was not run, or not to its end."""
         file = self.report(start) / 'results.json'
         return json.loads(file.read_text()) if file.exists() else None
 
@@ -78,7 +85,10 @@ def run(study: Study, start: str, data_dir: str, output: Path) -> int:
     Returns:
         Exit status of ``timm-attn compare``.
     """
-    folder = output / f'{study.name}.{start}'
+    folder, unfinished = output / f'{study.name}.{start}', study.unfinished(start)
+    if unfinished.exists() and not folder.exists():
+        with tarfile.open(unfinished) as archive:
+            archive.extractall(folder, filter='data')
     if (folder / 'args.yaml').exists():
         words = ['--resume', str(folder)]
     else:
@@ -88,7 +98,27 @@ def run(study: Study, start: str, data_dir: str, output: Path) -> int:
     status = subprocess.run([sys.executable, '-m', 'timm_attn', 'compare', *words]).returncode
     if not status:
         keep(folder, study.report(start))
+    elif (folder / 'answers').is_dir():
+        pack(folder, unfinished)
     return status
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Keep what a comparison needs of its finished runs to go on.
+
+    Args:
+        folder: Folder of the comparison.
+        archive: The archive to write or replace.
+    """
+    finished = [file.stem for file in (folder / 'answers').glob('*.json')]
+    kept = [*(folder / name for name in ('args.yaml', 'recipe.yaml', 'split.json')), folder / 'answers']
+    kept += [folder / 'runs' / name / 'summary.csv' for name in finished]
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    part = archive.with_name(f'{archive.name}.part')
+    with tarfile.open(part, 'w:xz') as writer:
+        for path in kept:
+            writer.add(path, path.relative_to(folder))
+    os.replace(part, archive)
 
 
 def keep(folder: Path, report: Path) -> None:

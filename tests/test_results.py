@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 
 import evidence
@@ -164,8 +165,15 @@ def test_a_study_is_run_resumed_and_kept(study, tmp_path, monkeypatch):
     def compare(words):
         calls.append(words)
         folder = tmp_path / 'out' / f'{study.name}.{start}'
-        (folder / 'report_files').mkdir(parents=True, exist_ok=True)
-        for name in ('args.yaml', 'results.json', 'report.html', 'report.md', 'report_files/a.svg'):
+        for name in ('report_files', 'answers', 'runs/finished', 'runs/under_way'):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        files = ['args.yaml', 'recipe.yaml', 'split.json', 'results.json', 'report.html', 'report.md']
+        files += ['report_files/a.svg', 'runs/finished/summary.csv', 'runs/finished/last.pth.tar']
+        if '--resume' in words:  # on a machine that has what was kept, and nothing else
+            kept = sorted(str(file.relative_to(folder)) for file in folder.rglob('*') if file.is_file())
+            runs = ['runs/finished/summary.csv']
+            assert kept == ['answers/finished.json', 'args.yaml', 'recipe.yaml', *runs, 'split.json']
+        for name in (*files, 'answers/finished.json', 'runs/under_way/summary.csv'):
             (folder / name).write_text(str(len(calls)))
         return argparse.Namespace(returncode=0 if '--resume' in words else 130)
 
@@ -174,9 +182,11 @@ def test_a_study_is_run_resumed_and_kept(study, tmp_path, monkeypatch):
     for start, options in study.starts.items():
         calls.clear()
         assert studies.run(study, start, 'data', tmp_path / 'out') == 130
-        assert not study.report(start).exists()
+        assert study.results(start) is None
+        shutil.rmtree(tmp_path / 'out')
         assert studies.run(study, start, 'data', tmp_path / 'out') == 0
         assert (study.report(start) / 'report_files' / 'a.svg').read_text() == '2'
+        assert not study.unfinished(start).exists()
         first, second = (words[words.index('compare') + 1 :] for words in calls)
         assert second == ['--resume', str(tmp_path / 'out' / f'{study.name}.{start}')]
         args = _parser().parse_args(['compare', *first], argparse.Namespace(argv=['compare', *first]))
