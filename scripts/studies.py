@@ -73,7 +73,7 @@ STUDIES = {
 }
 
 
-def run(study: Study, start: str, data_dir: str, output: Path) -> int:
+def run(study: Study, start: str, data_dir: str, output: Path, jobs: int = 1) -> int:
     """Run a comparison, or what is left of it, and keep its report.
 
     Args:
@@ -81,6 +81,7 @@ def run(study: Study, start: str, data_dir: str, output: Path) -> int:
         start: Name of its start.
         data_dir: The data set.
         output: Folder of the comparisons.
+        jobs: Runs at the same time.
 
     Returns:
         Exit status of ``timm-attn compare``.
@@ -95,6 +96,7 @@ def run(study: Study, start: str, data_dir: str, output: Path) -> int:
         recipe = ROOT / RECIPES / f'{study.name}.yaml'
         place = ['--output', str(output), '--experiment', folder.name]
         words = [data_dir, '--config', str(recipe), *study.starts[start], *place]
+    words += ['--jobs', str(jobs)]
     status = subprocess.run([sys.executable, '-m', 'timm_attn', 'compare', *words]).returncode
     if not status:
         keep(folder, study.report(start))
@@ -140,9 +142,11 @@ def main() -> int:
     parser.add_argument('study', choices=sorted(STUDIES))
     parser.add_argument('--data-dir', required=True, metavar='DIR', help='the data set, split into folders of classes')
     parser.add_argument('--output', type=Path, default='output/studies', metavar='DIR', help='folder of the runs')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at the same time (default: %(default)s)')
     args = parser.parse_args()
     study = STUDIES[args.study]
-    return max(run(study, start, args.data_dir, Path(args.output).resolve()) for start in study.starts)
+    output = Path(args.output).resolve()
+    return max(run(study, start, args.data_dir, output, args.jobs) for start in study.starts)
 
 
 if __name__ == '__main__':

@@ -188,7 +188,7 @@ def test_a_study_is_run_resumed_and_kept(study, tmp_path, monkeypatch):
         assert (study.report(start) / 'report_files' / 'a.svg').read_text() == '2'
         assert not study.unfinished(start).exists()
         first, second = (words[words.index('compare') + 1 :] for words in calls)
-        assert second == ['--resume', str(tmp_path / 'out' / f'{study.name}.{start}')]
+        assert second == ['--resume', str(tmp_path / 'out' / f'{study.name}.{start}'), '--jobs', '1']
         args = _parser().parse_args(['compare', *first], argparse.Namespace(argv=['compare', *first]))
         parsed = compare_options.parse(args.func.args[0], first)
         assert parsed.pretrained == ('--no-pretrained' not in options and study.name != 'cifar10')
