@@ -4,6 +4,7 @@ r"""Time and memory of the models against their plain backbones, and of the laye
     python scripts/benchmark.py                              # all models and layers: float32, eager, contiguous
     python scripts/benchmark.py --dtype float32 bfloat16 --mode eager compile --layout contiguous channels_last
     python scripts/benchmark.py --device cuda --dtype bfloat16 --layout channels_last --mode compile --batch-size 128
+    python scripts/benchmark.py --deploy --batch-size 8 1    # ways to run the main models on a CPU
 
 Prints tables and writes ``--output`` (JSON), from which ``scripts/render.py`` renders what the documentation says about
 speed. All that is compared takes turns within one process, A B C A B C: the ratio of a turn is to the reference's time
@@ -16,12 +17,14 @@ temporaries.
 import argparse
 import json
 import statistics
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
 
+import deploy_ways
 import formulas
 import timm
 import torch
@@ -38,6 +41,7 @@ REFERENCE_LAYERS = ', reference'  # after a model's name: with the reference imp
 OPTIMIZED = ', optimize()'  # after a model's name: its form for inference
 SE_VARIANT = {f'resnet{d}': f'seresnet{d}' for d in (18, 34, 50, 101)}  # timm's
 QUICK_MODELS = ('csa_resnet50', 'scsa_resnet50', 'mbv2_ca')
+MAIN_MODELS = (*QUICK_MODELS, 'mbv2_scsa')
 
 
 def layers_with_formula() -> list[str]:
@@ -59,7 +63,38 @@ def build(name: str, images: torch.Tensor) -> nn.Module:
         for module in model.modules():
             if reference := formula(module):
                 module.forward = reference
-    return calibrate_norms(model, images)
+    return require_signal(calibrate_norms(model, images), images)
+
+
+def require_signal(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """Refuse a model whose norms or attentions compute on maps that are zero or fade: their times are others.
+
+    Args:
+        model: The model, in eval mode.
+        images: What it is measured on.
+
+    Returns:
+        The model.
+    """
+
+    def check(module, args, output, name):
+        for x in (*args, output):
+            largest = x.abs().amax().item() if isinstance(x, torch.Tensor) and x.numel() else 1.0
+            assert largest > 1e-12, f'{name} computes on values of {largest:g}: nothing can be measured with that'
+
+    norms = nn.BatchNorm2d | nn.GroupNorm
+    hooks = [
+        module.register_forward_hook(partial(check, name=name))
+        for name, module in model.named_modules()
+        if isinstance(module, norms) or attention_of(module)
+    ]
+    try:
+        with torch.no_grad():
+            model(images[:2])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return model
 
 
 def measure_models(names: list[str], args: argparse.Namespace, device: torch.device) -> list[dict]:
@@ -73,8 +108,11 @@ def measure_models(names: list[str], args: argparse.Namespace, device: torch.dev
     own_size = timm.get_pretrained_cfg(names[0]).input_size[-1]
     sizes = [own_size] if own_size < 224 else args.size
     rows = []
-    for image_size, dtype, layout, mode, kind in product(sizes, args.dtype, args.layout, args.mode, args.kind):
-        batch_size = 250 if own_size < 224 else max(1, args.batch_size * 224**2 // image_size**2)
+    batches = [250] if own_size < 224 else args.batch_size
+    settings = product(batches, sizes, args.dtype, args.layout, args.mode, args.kind)
+    for batch_size, image_size, dtype, layout, mode, kind in settings:
+        if own_size >= 224:
+            batch_size = max(1, batch_size * 224**2 // image_size**2)
         memory_format = torch.channels_last if layout == 'channels_last' else torch.contiguous_format
         x = torch.randn(batch_size, 3, image_size, image_size, device=device).contiguous(memory_format=memory_format)
         autocast = partial(torch.autocast, device.type, torch.bfloat16) if dtype == 'bfloat16' else nullcontext
@@ -112,6 +150,45 @@ def _print_row(row: dict) -> None:
         f'({row["least"]:.3f} to {row["most"]:.3f})',
         flush=True,
     )
+
+
+def measure_ways(names: list[str], batch_size: int, turns: int) -> list[dict]:
+    """Rows for the ways in which a reference and what is compared with it run on a CPU.
+
+    Args:
+        names: Models; the first one is the reference.
+        batch_size: Images in a batch.
+        turns: Number of turns.
+    """
+    cpu = torch.device('cpu')
+    size = timm.get_pretrained_cfg(names[0]).input_size
+    images = torch.randn(batch_size, *size)
+    with tempfile.TemporaryDirectory() as folder:
+        passes = {}
+        for name in names:
+            found = deploy_ways.ways(build(name, images), images, Path(folder))
+            passes |= {f'{name}/{way}': run for way, run in found.items()}
+        seconds = take_turns(passes, turns, cpu)
+    rows = []
+    for key, times in seconds.items():
+        name, _, way = key.partition('/')
+        eager = ratio(times, seconds[f'{name}/{deploy_ways.EAGER}'])
+        rows.append(
+            dict(
+                model=name, reference=names[0], way=way, batch_size=batch_size, image_size=size[-1],
+                milliseconds=round(1e3 * statistics.median(times), 2),
+                **ratio(times, seconds[f'{names[0]}/{way}']),
+                **{f'eager_{k}': v for k, v in eager.items()},
+            )
+        )  # fmt: skip
+        print(
+            f'{name:22} {way:35} {size[-1]:4} px x {batch_size:<3} {rows[-1]["milliseconds"]:9.2f} ms   x '
+            f'{rows[-1]["ratio"]:.3f} ({rows[-1]["least"]:.3f} to {rows[-1]["most"]:.3f}) the plain backbone, x '
+            f'{eager["ratio"]:.3f} ({eager["least"]:.3f} to {eager["most"]:.3f}) eager',
+            flush=True,
+        )
+    torch.compiler.reset()
+    return rows
 
 
 def measure_layer(name: str, shape: tuple[int, int, int, int], turns: int, device: torch.device) -> list[dict]:
@@ -173,19 +250,24 @@ def layer_shapes(quick: bool) -> list[tuple[int, int, int, int]]:
     return list(dict.fromkeys(shapes))
 
 
-def groups(names: list[str]) -> list[list[str]]:
-    """The models after their plain backbone and timm's SE variant of it; the main ones also with reference layers."""
+def plain_and_own(names: list[str]) -> list[list[str]]:
+    """The models after their plain backbone."""
     by_reference: dict[str, list[str]] = {}
     for name in names:
         by_reference.setdefault(plain_backbone(name), []).append(name)
+    return [[ref, *(name for name in models if name != ref)] for ref, models in by_reference.items()]
+
+
+def groups(names: list[str]) -> list[list[str]]:
+    """The models after their plain backbone and timm's SE variant of it; the main ones also with reference layers."""
     found = []
-    for ref, models in by_reference.items():
+    for ref, *models in plain_and_own(names):
         reference_models = [n + REFERENCE_LAYERS for n in models if n in QUICK_MODELS]
         found.append(
             [
                 ref,
                 *([SE_VARIANT[ref]] if ref in SE_VARIANT else []),
-                *(n for n in models if n != ref),
+                *models,
                 *reference_models,
             ]
         )
@@ -202,9 +284,11 @@ def main() -> None:
     parser.add_argument('--mode', nargs='+', default=['eager'], choices=['eager', 'compile'])
     parser.add_argument('--dtype', nargs='+', default=['float32'], choices=['float32', 'bfloat16'])
     parser.add_argument('--layout', nargs='+', default=['contiguous'], choices=['contiguous', 'channels_last'])
-    parser.add_argument('--batch-size', type=int, default=8, help='at 224 px; larger images get fewer, small ones 250')
+    parser.add_argument('--batch-size', type=int, nargs='+', default=[8], metavar='N',
+        help='at 224 px; larger images get fewer, small ones 250')  # fmt: skip
     parser.add_argument('--size', type=int, nargs='+', default=[224], metavar='PX', help='image sizes')
     parser.add_argument('--turns', type=int, help='turns of each measurement (default: 11, with --quick 2)')
+    parser.add_argument('--deploy', action='store_true', help='ways to run models on a CPU, instead of all else')
     parser.add_argument('--no-layers', action='store_true', help='models only')
     parser.add_argument('--no-models', action='store_true', help='layers only')
     parser.add_argument('--output', metavar='FILE', default='output/benchmark.json', help='JSON with a list of runs')
@@ -214,11 +298,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.turns is None:
         args.turns = 2 if args.quick else 11
-    if args.turns < 1 or args.batch_size < 1 or min(args.size) < 32:
+    if args.turns < 1 or min(args.batch_size) < 1 or min(args.size) < 32:
         parser.error('--turns and --batch-size must be 1 or more, --size 32 or more')
     names = zoo_models(args.models)
-    if args.quick and not args.models:
-        names = [n for n in names if n in QUICK_MODELS]
+    if (args.quick or args.deploy) and not args.models:
+        names = [n for n in names if n in (QUICK_MODELS if args.quick else MAIN_MODELS)]
     if not names:
         parser.error(f'no model of this package matches {args.models!r}; see timm-attn list')
     device = torch.device(args.device)
@@ -230,14 +314,19 @@ def main() -> None:
     if output.is_dir() or runs is None:
         parser.error(f'--output {output} was not written by this script; name another file')
     output.parent.mkdir(parents=True, exist_ok=True)
-    result: dict = dict(machine=machine(device), turns=args.turns, models=[], layers=[])
+    result: dict = dict(machine=machine(device), turns=args.turns, models=[], layers=[], deploy=[])
     runs.append(result)
-    work = [] if args.no_models else [partial(measure_models, group, args, device) for group in groups(names)]
-    for measure in work:
-        result['models'] += measure()
+    work: list[tuple[str, Callable[[], list[dict]]]] = []
+    if args.deploy:
+        by_backbone = product(plain_and_own(names), args.batch_size)
+        work = [('deploy', partial(measure_ways, group, batch, args.turns)) for group, batch in by_backbone]
+    elif not args.no_models:
+        work = [('models', partial(measure_models, group, args, device)) for group in groups(names)]
+    for what, measure in work:
+        result[what] += measure()
         _drop_measured_again(runs)
         _write(output, runs)
-    for shape in () if args.no_layers else layer_shapes(args.quick):
+    for shape in () if args.no_layers or args.deploy else layer_shapes(args.quick):
         for layer in layers_with_formula():
             result['layers'] += measure_layer(layer, shape, args.turns, device)
             _drop_measured_again(runs)
@@ -249,7 +338,8 @@ def _read(path: Path) -> list[dict] | None:
     """Runs in a file of :func:`_write`; None if it is something else."""
     try:
         runs = json.loads(path.read_text())
-        return runs if all({'machine', 'models', 'layers'} <= run.keys() for run in runs) else None
+        known = all({'machine', 'models', 'layers'} <= run.keys() for run in runs)
+        return [dict(deploy=[]) | run for run in runs] if known else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 
@@ -259,6 +349,7 @@ def _drop_measured_again(runs: list[dict]) -> None:
     settings = dict(
         models=('model', 'reference', 'kind', 'mode', 'dtype', 'layout', 'image_size', 'batch_size'),
         layers=('layer', 'kind', 'shape'),
+        deploy=('model', 'reference', 'way', 'image_size', 'batch_size'),
     )
 
     def key(run, row, names):
@@ -272,7 +363,7 @@ def _drop_measured_again(runs: list[dict]) -> None:
             # a reference stays as long as another row of its run is relative to it
             needed = {row.get('reference') for row in kept}
             run[what] = [row for row in run[what] if row in kept or row.get('model', '') in needed]
-    runs[:] = [run for run in others if run['models'] or run['layers']] + [last]
+    runs[:] = [run for run in others if any(run[what] for what in settings)] + [last]
 
 
 def _write(path: Path, runs: list[dict]) -> None:

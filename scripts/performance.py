@@ -23,6 +23,8 @@ def section(links: str) -> str:
     for run in _runs():
         if run['models']:
             parts.append(f'{_models_tables(run["models"])}\n\n{_where(run)}.')
+        if run.get('deploy'):
+            parts.append(f'{_ways_tables(run["deploy"])}\n\n{_where(run)}.')
         if run == _layers_run():
             parts.append(f'{_layers_table(run["layers"])}\n\n{_where(run)}.')
     if _growth():
@@ -87,6 +89,28 @@ def _models_tables(rows: list[dict]) -> str:
                 f'| {model} | {reference} | {_cell(kinds.get("inference"))} | {_cell(kinds.get("training"))} '
                 f'| {memory} |'
             )
+        tables.append(f'**{setting}**\n\n' + '\n'.join(table))
+    return '\n\n'.join(tables)
+
+
+def _ways_tables(rows: list[dict]) -> str:
+    """One table for each batch and image size, with one line for each model and way to run it."""
+    settings: dict[str, list[dict]] = {}
+    for row in rows:
+        setting = f'Ways to run a model, float32, batches of {row["batch_size"]} at {row["image_size"]} px'
+        settings.setdefault(setting, []).append(row)
+    tables = []
+    for setting, lines in settings.items():
+        table = [
+            '| model | way | ms per image | relative to eager | relative to the plain backbone in the same way |',
+            '|---|---|---|---|---|',
+        ]
+        table += [
+            f'| {row["model"]} | {row["way"]} | {row["milliseconds"] / row["batch_size"]:.2f} '
+            f'| {row["eager_ratio"]:.2f} ({row["eager_least"]:.2f} to {row["eager_most"]:.2f}) '
+            f'| {"-" if row["model"] == row["reference"] else _ratio(row)} |'
+            for row in lines
+        ]
         tables.append(f'**{setting}**\n\n' + '\n'.join(table))
     return '\n\n'.join(tables)
 

@@ -1,5 +1,6 @@
 """The benchmark's command, and what is rendered from its result."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -56,6 +57,37 @@ def test_command(tmp_path, monkeypatch):
     text = performance.section('')
     assert all(name in text for name in names + folded)
     assert first['machine']['date'] in text
+
+
+@pytest.mark.slow
+def test_ways_to_deploy(tmp_path, monkeypatch):
+    output = tmp_path / 'benchmark.json'
+    done = run(
+        '--deploy', '--models', 'csa_resnet20_cifar', '--batch-size', '2', '--turns', '1', '--output', str(output)
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(output.read_text())
+    assert found['models'] == found['layers'] == []
+    ways = [row['way'] for row in found['deploy'] if row['model'] == 'csa_resnet20_cifar']
+    assert ways == [row['way'] for row in found['deploy'] if row['model'] == 'resnet20_cifar']
+    assert {'eager', 'optimize()', 'optimize(), compile'} <= set(ways)
+    assert all(package in ways for package in ('onnxruntime',) if importlib.util.find_spec(package))
+    for row in found['deploy']:
+        assert row['eager_ratio'] == 1 or row['way'] != 'eager'
+        assert row['ratio'] == 1 or row['model'] != row['reference']
+    monkeypatch.setattr(performance, 'RUNS', output)
+    text = performance.section('')
+    assert 'batches of 2 at 32 px' in text
+    assert all(f'| csa_resnet20_cifar | {way} |' in text for way in ways)
+
+
+def test_maps_of_zeros_are_refused():
+    model = timm.create_model('csa_resnet20_cifar').eval()
+    for name, weight in model.named_parameters():
+        if name.endswith('bn2.weight'):
+            torch.nn.init.zeros_(weight)
+    with pytest.raises(AssertionError, match='nothing can be measured'):
+        benchmark.require_signal(model, torch.randn(2, 3, 32, 32))
 
 
 @pytest.mark.parametrize('name', benchmark.layers_with_formula())

@@ -15,6 +15,11 @@ from timm.models import create_model
 from torch import library
 
 from timm_attn.kernels import csa_strips
+from timm_attn.kernels.channel_attention import (
+    channel_attention,
+    channel_attention_backward,
+    plain_channel_attention,
+)
 from timm_attn.kernels.csa import csa_neighbours, csa_neighbours_at_scale
 from timm_attn.kernels.csa_plain import plain_neighbours
 from timm_attn.layers import (
@@ -396,6 +401,59 @@ def test_csa_operator_contract(mode):
     library.opcheck(csa_neighbours_at_scale, (x, z, csa_neighbours(x, z, mode)[1], mode))
     assert torch.autograd.gradcheck(lambda z: csa_neighbours(x, z, mode)[0], (z,))
     assert torch.autograd.gradgradcheck(lambda z: csa_neighbours(x, z, mode)[0], (z,))
+
+
+@pytest.mark.parametrize('mode', ['hybrid', 'l1'])
+def test_csa_operator_with_compiled_parts(mode):
+    """More strips than one, of several shapes, in either layout and either pass."""
+    for shape in ((3, 300, 3, 5), (1, 40, 7, 7)):
+        x, z = torch.randn(shape), torch.randn(shape[:2])
+        expected = plain_neighbours(x.double(), z.double(), mode).float()
+        for layout in (torch.contiguous_format, torch.channels_last):
+            sums, mean_dist = csa_neighbours(x.contiguous(memory_format=layout), z, mode, fused=True)
+            torch.testing.assert_close(sums, expected, rtol=1e-4, atol=1e-4)
+            again = csa_neighbours_at_scale(x, z, mean_dist, mode, fused=True)
+            torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_csa_operator_where_nothing_can_be_compiled(monkeypatch):
+    x, z = torch.randn(2, 40, 7, 7), torch.randn(2, 40)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError('no compiler')
+
+    monkeypatch.setattr(torch, 'compile', lambda function, dynamic: fail)
+    csa_strips._compiled.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match='no compiler'):
+            sums = csa_neighbours(x, z, 'hybrid', fused=True)[0]
+        assert torch.equal(sums, csa_neighbours(x, z, 'hybrid')[0])
+    finally:
+        csa_strips._compiled.cache_clear()
+
+
+@pytest.mark.parametrize('shape', [(2, 1, 40, 1), (3, 2, 24, 4), (1, 1, 8, 64), (0, 1, 8, 4)])
+def test_channel_attention_equals_the_plain_formula(shape):
+    tensors = [torch.randn(shape[0], shape[1], shape[3], shape[2]).transpose(2, 3).requires_grad_() for _ in range(3)]
+    values = [attend(*tensors, 0.3) for attend in (channel_attention, plain_channel_attention)]
+    torch.testing.assert_close(*values)
+    grads = [torch.autograd.grad(value.square().sum(), tensors) for value in values]
+    torch.testing.assert_close(*grads)
+
+
+def test_channel_attention_contract():
+    """PyTorch's own checks of an operator, and its gradients against finite differences."""
+    tensors = [torch.randn(2, 2, 6, 3).double().requires_grad_() for _ in range(3)]
+    library.opcheck(channel_attention, (*tensors, 0.5))
+    library.opcheck(channel_attention_backward, (torch.randn(2, 2, 6, 1).double(), *(t.detach() for t in tensors), 0.5))
+    assert torch.autograd.gradcheck(lambda *qkv: channel_attention(*qkv, 0.5), tensors)
+    assert torch.autograd.gradgradcheck(lambda *qkv: channel_attention(*qkv, 0.5), tensors)
+
+
+def test_scsa_holds_no_matrices():
+    """What is alive at once stays below one matrix between channels an image."""
+    tensors = [torch.randn(4, 1, 512, 4) for _ in range(3)]
+    assert 0 < peak_memory(lambda: channel_attention(*tensors, 0.1), torch.device('cpu')) < 4 * 512**2 * 4
 
 
 def test_csa_holds_no_matrices():

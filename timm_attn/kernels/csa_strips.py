@@ -6,6 +6,9 @@ formula. No strip outlives the image (a few images where C is small). The rare i
 is computed again in float64.
 """
 
+import functools
+import warnings
+
 import torch
 
 from .csa_plain import ROUNDING, largest_magnitude
@@ -47,38 +50,72 @@ class _Strip:
         self.products, self.distances = products.view(shape), distances.view(shape)
         self.block = self.distances[:, :, : stop - start]  # on the diagonal; the rest also represents its mirror image
         self.rest = self.distances[:, :, stop - start :] if stop < channels else None
-        self.diagonal = self.distances.diagonal(dim1=1, dim2=2)
         self.row_square, self.column_square = square[:, start:stop, None], square[:, None, start:]
         self.row_z, self.column_z = z[:, None, start:stop], z[:, start:, None]
         self.row_sums, self.rest_sums = sums[:, start:stop, None], sums[:, None, stop:]
 
-    def measure(self, f, mode):
-        """Fill the strip with the distances, and the products of channels if they were needed for that."""
+    def measure(self, f, mode, fused):
+        """Fill the strip with the distances, and the products of channels if they were needed for that.
+
+        Returns:
+            Sums of the distances by row (images, rows), without the mirror image.
+        """
         if mode == 'l1':
             self.distances.copy_(torch.cdist(f[:, self.rows], f[:, self.columns], p=1.0))
-        else:
-            torch.bmm(f[:, self.rows], f[:, self.columns].transpose(1, 2), out=self.products)
-            torch.add(self.column_square, self.products, alpha=-2, out=self.distances)
-            self.distances.add_(self.row_square).clamp_min_(0.0).sqrt_()
-            self.diagonal.zero_()
+            return self.distances.sum(dim=2)
+        torch.bmm(f[:, self.rows], f[:, self.columns].transpose(1, 2), out=self.products)
+        measure = _compiled(_measure) if fused else _measure
+        return measure(self.products, self.row_square, self.column_square, self.distances)
 
-    def total(self):
-        """Sum of the distances (images,), mirror image included."""
-        return self.distances.flatten(1).sum(1).mul_(2).sub_(self.block.sum(dim=(1, 2)))
+    def mirrored(self, row_sums):
+        """Sum of the distances (images,), mirror image included, from the sums by row."""
+        return row_sums.sum(dim=1).mul_(2).sub_(self.block.sum(dim=(1, 2)))
 
-    def multiply(self, inv_mean, mode):
+    def multiply(self, inv_mean, mode, fused):
         """Turn the distances into weights and add their products with z to the sums."""
-        weights = self.distances.mul_(inv_mean).exp_()
-        if mode == 'hybrid':
-            weights.mul_(self.products.clamp_min_(0.0))
-        self.diagonal.zero_()
-        self.row_sums.baddbmm_(weights, self.column_z)
+        weigh = _compiled(_weigh) if fused else _weigh
+        weigh(self.distances, self.products, inv_mean, mode == 'hybrid')
+        self.row_sums.baddbmm_(self.distances, self.column_z)
         if self.rest is not None:
             self.rest_sums.baddbmm_(self.row_z, self.rest)
 
 
+def _measure(products, row_square, column_square, distances):
+    """Distances of a strip from the products of channels, in place; returns their sums by row (images, rows)."""
+    torch.add(column_square, products, alpha=-2, out=distances)
+    distances.add_(row_square).clamp_min_(0.0).sqrt_()
+    distances.diagonal(dim1=1, dim2=2).zero_()
+    return distances.sum(dim=2)
+
+
+def _weigh(distances, products, inv_mean, hybrid):
+    """Weights of a strip in the place of its distances; the products are destroyed."""
+    distances.mul_(inv_mean).exp_()
+    if hybrid:
+        distances.mul_(products.clamp_min_(0.0))
+    distances.diagonal(dim1=1, dim2=2).zero_()
+
+
+@functools.cache
+def _compiled(function):
+    """A function whose elementwise operations the compiler makes one loop; itself where there is no compiler."""
+    compiled, works = torch.compile(function, dynamic=True), True
+
+    def run(*args):
+        nonlocal works
+        if works:
+            try:
+                return compiled(*args)
+            except Exception as e:  # whatever a compiler raises, before anything is computed
+                works = False
+                warnings.warn(f'CSA runs without a compiled kernel, as compiling fails: {e}', RuntimeWarning, stacklevel=2)
+        return function(*args)
+
+    return run
+
+
 def neighbours(
-    x: torch.Tensor, z: torch.Tensor, mode: str, mean_dist: torch.Tensor | None
+    x: torch.Tensor, z: torch.Tensor, mode: str, mean_dist: torch.Tensor | None, fused: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the other channels' z, weighted with their contiguity, and the mean distance between channels.
 
@@ -87,15 +124,16 @@ def neighbours(
         z: Value of each channel (B, C), float32 or float64, contiguous.
         mode: ``hybrid``, ``l2`` or ``l1``.
         mean_dist: The mean distance (B,) if it is known already.
+        fused: Whether to compile the elementwise parts.
 
     Returns:
         The sums (B, C) and the mean distance (B,), both of z's type.
     """
-    sums, means, norms = _neighbours(x, z, mode, mean_dist)
+    sums, means, norms = _neighbours(x, z, mode, mean_dist, fused)
     if z.dtype == torch.float32 and x.device.type == 'cpu':
         for i in _out_of_range(x, norms, means):
             image, known = slice(i, i + 1), None if mean_dist is None else mean_dist[i : i + 1].double()
-            sums[image], means[image], _ = _neighbours(x[image].double(), z[image].double(), mode, known)
+            sums[image], means[image], _ = _neighbours(x[image].double(), z[image].double(), mode, known, False)
     return sums, means
 
 
@@ -114,8 +152,15 @@ def _out_of_range(x: torch.Tensor, norms: torch.Tensor, means: torch.Tensor) -> 
     return [i for i, ok in enumerate(within.tolist()) if not ok and bool(x[i].any())]
 
 
+def _norm(f: torch.Tensor) -> torch.Tensor:
+    """Norms (B, C) of the channels of flattened maps (B, C, N)."""
+    if f.stride(1) == 1:  # channels_last, in which vector_norm takes several times as long
+        return torch.linalg.vecdot(f, f, dim=2).sqrt_()
+    return torch.linalg.vector_norm(f, dim=2)
+
+
 def _neighbours(
-    x: torch.Tensor, z: torch.Tensor, mode: str, mean_dist: torch.Tensor | None
+    x: torch.Tensor, z: torch.Tensor, mode: str, mean_dist: torch.Tensor | None, fused: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """:func:`neighbours` in the type of z, and the norms of the channels (B, C)."""
     B, C, _ = x.shape
@@ -146,7 +191,7 @@ def _neighbours(
                 _Strip(i, j, part[0], part[1], square[:n], scaled_z[:n], partial[:n])
                 for (i, j), part in zip(spans, parts, strict=True)
             ]
-        norm = norms[chunk] = torch.linalg.vector_norm(f, dim=2)
+        norm = norms[chunk] = _norm(f)
         square[:n] = norm.square() * (1 - ROUNDING * torch.finfo(z.dtype).eps)
         # The norms of the cosine are outside of the sum: only the products of channels are needed in it.
         inv_norm = torch.where(norm > 0, norm, 1.0).reciprocal() if mode == 'hybrid' else torch.ones_like(norm)
@@ -154,15 +199,14 @@ def _neighbours(
         if not one_pass:
             total = z.new_zeros(n)
             for strip in strips:
-                strip.measure(f, mode)
-                total += strip.total()  # while it is in the cache
+                total += strip.mirrored(strip.measure(f, mode, fused))  # while it is in the cache
             means[chunk] = total / C**2 * largest.view(n)
         mean = means[chunk] / largest.view(n)
         inv_mean = -mean.clamp_min(torch.finfo(z.dtype).tiny).reciprocal().view(n, 1, 1)
         partial.zero_()
         for strip in strips:
             if one_pass:
-                strip.measure(f, mode)
-            strip.multiply(inv_mean, mode)
+                strip.measure(f, mode, fused)
+            strip.multiply(inv_mean, mode, fused)
         torch.mul(partial[:n], inv_norm, out=sums[chunk])
     return sums, means, norms

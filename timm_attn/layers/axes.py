@@ -43,7 +43,7 @@ def gate_axes(x: torch.Tensor, gate_h: torch.Tensor, gate_w: torch.Tensor) -> to
     Returns:
         A new map, as ``x``.
     """
-    return gate_own(x * gate_h.to(x.dtype), gate_w)
+    return gate_own(x * _as_map(gate_h, x), gate_w)
 
 
 @register_notrace_function
@@ -57,11 +57,19 @@ def gate_own(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     Returns:
         ``x`` itself, or a new map.
     """
-    gate = gate.to(x.dtype)
+    gate = _as_map(gate, x)
     keep = torch.is_grad_enabled()
     if not torch.jit.is_scripting() and torch.jit.is_tracing():  # one graph, whether gradients were enabled or not
         keep = True
     return x * gate if keep else x.mul_(gate)
+
+
+def _as_map(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A gate in the type and the layout of the map: in another layout, the product would take several times as long."""
+    gate = gate.to(x.dtype)
+    if x.stride(1) == 1:
+        gate = gate.contiguous(memory_format=torch.channels_last)
+    return gate
 
 
 def fixed_size(size: int) -> int:

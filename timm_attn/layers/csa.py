@@ -9,7 +9,7 @@ from timm.layers import create_act_layer, make_divisible
 from timm.models import register_notrace_function
 from torch import nn
 
-from .._compat import in_function_transform
+from ..kernels import needs_plain_formula
 from ..kernels.csa import csa_neighbours
 from ..kernels.csa_plain import plain_neighbours, without_autocast
 from .axes import fixed_size
@@ -45,20 +45,12 @@ def _neighbours(x: torch.Tensor, z: torch.Tensor, mode: str, portable: bool) -> 
         maybe_autocast = not x.is_cuda or torch.is_autocast_enabled()
         dtype = torch.float64 if maybe_autocast else z.dtype
         return plain_neighbours(x.to(dtype), z.to(dtype), mode).to(z.dtype)
-    elif portable or _needs_plain_formula():
+    elif portable or needs_plain_formula():
         with without_autocast(x.device):
             return plain_neighbours(x.to(z.dtype), z, mode)
     else:
-        return csa_neighbours(x.detach(), z, mode)[0]
-
-
-def _needs_plain_formula() -> bool:
-    """Whether the operator of this package has no place: in traces, ONNX, ``torch.func`` and forward-mode gradients."""
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-        return True
-    if torch.compiler.is_compiling():
-        return False
-    return in_function_transform()
+        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        return csa_neighbours(x.detach(), z, mode, compiled)[0]
 
 
 @register_notrace_function

@@ -19,7 +19,7 @@ def scaled_for_softmax(q: torch.Tensor, k: torch.Tensor, channels: int) -> torch
         The queries; their products with the keys, and with relative positions of up to one, are sums in range.
     """
     limit = 1e4 if q.dtype == torch.float16 else 1e37
-    q_max, k_max = [torch.linalg.vector_norm(x.detach().flatten(1), ord=float('inf'), dim=1) for x in (q, k)]
+    q_max, k_max = [x.detach().flatten(1).abs().amax(dim=1) for x in (q, k)]
     scale = (limit / channels / k_max.clamp_min(1.0) / q_max).clamp_max(1.0)
     return q * scale.to(q.dtype).view([-1] + [1] * (q.ndim - 1))
 
@@ -34,6 +34,6 @@ def scaled_for_norm(x: torch.Tensor) -> torch.Tensor:
     """
     if x.dtype == torch.float16:  # ends long before
         return x
-    largest = torch.linalg.vector_norm(x.detach().flatten(1), ord=float('inf'), dim=1)
+    largest = x.detach().flatten(1).abs().amax(dim=1)  # many times as fast as the norm of order infinity
     scale = 2.0**20 / largest.clamp_min(2.0**20)
     return x * scale.view([-1] + [1] * (x.ndim - 1))

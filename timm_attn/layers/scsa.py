@@ -13,11 +13,14 @@ from timm.layers import create_act_layer
 from timm.models import register_notrace_function
 from torch import nn
 
+from ..kernels import needs_plain_formula
+from ..kernels.channel_attention import channel_attention, plain_channel_attention
 from .axes import axis_means, fixed_size, gate_axes, gate_own
 from .ranges import scaled_for_norm
 from .registry import Attention, register_attention
 
 for _name in (
+    'attend_to_channels',
     'axis_means',
     'gate_axes',
     'gate_own',
@@ -39,9 +42,9 @@ def window_pool(x: torch.Tensor, window: int, mode: str) -> torch.Tensor:
         mode: ``avg``, ``max``, or ``recombination``, which keeps every pixel: it moves the pixels of a window to
             channels, (B, C * window ** 2, H // window, W // window), a smaller map being padded with zeros.
     """
-    if window == -1:
-        return x.mean(dim=(2, 3), keepdim=True)
     H, W = fixed_size(x.shape[2]), fixed_size(x.shape[3])
+    if window == -1 or (mode == 'avg' and H <= window and W <= window):
+        return x.mean(dim=(2, 3), keepdim=True)
     if mode == 'recombination':
         x = F.pad(x, [0, max(window - W, 0), 0, max(window - H, 0)])
         rows, columns = max(H, window) // window, max(W, window) // window
@@ -51,6 +54,38 @@ def window_pool(x: torch.Tensor, window: int, mode: str) -> torch.Tensor:
         return x.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
     kernel = [min(window, H), min(window, W)]
     return F.max_pool2d(x, kernel, kernel) if mode == 'max' else F.avg_pool2d(x, kernel, kernel)
+
+
+def scale_channels(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Depthwise 1x1 convolution as a product: on small maps, the call of a convolution takes several times as long.
+
+    Args:
+        x: Channels in heads (B, heads, C / heads, N).
+        weight: Weight of the convolution (C, 1, 1, 1).
+        bias: Its bias (C,).
+    """
+    shape = [x.shape[1], x.shape[2], 1]
+    x = x * weight.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+@register_notrace_function
+def attend_to_channels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, drop: float) -> torch.Tensor:
+    """Attention between the channels of each head, averaged over positions: (B, heads, C, N) -> (B, heads, C, 1).
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        scale: Factor on the products of queries and keys.
+        drop: Dropout of the attention matrix.
+    """
+    if torch.jit.is_scripting():
+        return plain_channel_attention(q, k, v, scale, drop)
+    elif q.device.type != 'cpu' or drop > 0 or needs_plain_formula() or torch.compiler.is_exporting():
+        return plain_channel_attention(q, k, v, scale, drop)
+    else:
+        return channel_attention(q, k, v, scale)
 
 
 class SCSA(nn.Module):
@@ -160,14 +195,11 @@ class SCSA(nn.Module):
         x = gate_axes(x, gate_h, gate_w)
 
         y = self.norm(scaled_for_norm(self.reduce(window_pool(x, self.window_size, self.pool_type))))
-        heads = [self.num_heads, -1]
-        q = self.q(y).flatten(2).unflatten(1, heads)  # (B, nh, C / nh, N)
-        k = self.k(y).flatten(2).unflatten(1, heads)
-        v = self.v(y).flatten(2).unflatten(1, heads)
-        # The mean over positions commutes with the matrix, so this is a product with one column instead of N, and needs
-        # no fused attention, whose kernel torch.compile may choose for other strides than those that arrive.
-        attn = self.attn_drop(((q * self.scale) @ k.transpose(2, 3)).softmax(dim=-1))  # (B, nh, C / nh, C / nh)
-        y = attn @ v.mean(dim=3, keepdim=True).to(attn.dtype)  # (B, nh, C / nh, 1)
+        y = y.flatten(2).unflatten(1, [self.num_heads, -1])  # (B, nh, C / nh, N)
+        q = scale_channels(y, self.q.weight, self.q.bias)
+        k = scale_channels(y, self.k.weight, self.k.bias)
+        v = scale_channels(y, self.v.weight, self.v.bias)
+        y = attend_to_channels(q, k, v, self.scale, self.attn_drop.p if self.training else 0.0)  # (B, nh, C / nh, 1)
         return gate_own(x, self.channel_gate(y.flatten(1, 2).unsqueeze(3)))
 
 
