@@ -64,7 +64,9 @@ def fused_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
     """What ``scaled_dot_product_attention`` calls on a CPU, whose gradient an operator cannot ask autograd for.
 
     Args:
-        q, k, v: Contiguous tensors (B, heads, L, E).
+        q: Contiguous tensor (B, heads, L, E).
+        k: Another.
+        v: Another.
         scale: Factor on the products of q and k.
 
     Returns:

@@ -108,7 +108,7 @@ def _compiled(function):
                 return compiled(*args)
             except Exception as e:  # whatever a compiler raises, before anything is computed
                 works = False
-                warnings.warn(f'CSA runs without a compiled kernel, as compiling fails: {e}', RuntimeWarning, stacklevel=2)
+                warnings.warn(f'CSA runs without compiled parts: {e}', RuntimeWarning, stacklevel=2)
         return function(*args)
 
     return run

@@ -43,7 +43,7 @@ def window_pool(x: torch.Tensor, window: int, mode: str) -> torch.Tensor:
             channels, (B, C * window ** 2, H // window, W // window), a smaller map being padded with zeros.
     """
     H, W = fixed_size(x.shape[2]), fixed_size(x.shape[3])
-    if window == -1 or (mode == 'avg' and H <= window and W <= window):
+    if window == -1 or (mode == 'avg' and max(H, W) <= window):
         return x.mean(dim=(2, 3), keepdim=True)
     if mode == 'recombination':
         x = F.pad(x, [0, max(window - W, 0), 0, max(window - H, 0)])
@@ -80,7 +80,7 @@ def attend_to_channels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale:
         scale: Factor on the products of queries and keys.
         drop: Dropout of the attention matrix.
     """
-    if torch.jit.is_scripting():
+    if torch.jit.is_scripting():  # noqa: SIM114  scripts know nothing of the other conditions
         return plain_channel_attention(q, k, v, scale, drop)
     elif q.device.type != 'cpu' or drop > 0 or needs_plain_formula() or torch.compiler.is_exporting():
         return plain_channel_attention(q, k, v, scale, drop)
