@@ -64,7 +64,7 @@ class _Strip:
             self.distances.copy_(torch.cdist(f[:, self.rows], f[:, self.columns], p=1.0))
             return self.distances.sum(dim=2)
         torch.bmm(f[:, self.rows], f[:, self.columns].transpose(1, 2), out=self.products)
-        measure = _compiled(_measure) if fused else _measure
+        measure = _compiled(_measure_in_one_loop, _measure) if fused else _measure
         return measure(self.products, self.row_square, self.column_square, self.distances)
 
     def mirrored(self, row_sums):
@@ -73,7 +73,7 @@ class _Strip:
 
     def multiply(self, inv_mean, mode, fused):
         """Turn the distances into weights and add their products with z to the sums."""
-        weigh = _compiled(_weigh) if fused else _weigh
+        weigh = _compiled(_weigh_in_one_loop, _weigh) if fused else _weigh
         weigh(self.distances, self.products, inv_mean, mode == 'hybrid')
         self.row_sums.baddbmm_(self.distances, self.column_z)
         if self.rest is not None:
@@ -96,9 +96,31 @@ def _weigh(distances, products, inv_mean, hybrid):
     distances.diagonal(dim1=1, dim2=2).zero_()
 
 
+def _measure_in_one_loop(products, row_square, column_square, distances):
+    """:func:`_measure` for the compiler, which would copy what is changed in several places."""
+    square = column_square - 2 * products + row_square
+    found = torch.where(_same(products), 0.0, square.clamp_min(0.0).sqrt())
+    distances.copy_(found)
+    return found.sum(dim=2)
+
+
+def _weigh_in_one_loop(distances, products, inv_mean, hybrid):
+    """:func:`_weigh` for the compiler."""
+    weights = (distances * inv_mean).exp()
+    if hybrid:
+        weights = weights * products.clamp_min(0.0)
+    distances.copy_(torch.where(_same(products), 0.0, weights))
+
+
+def _same(strip):
+    """Whether an element (rows, columns) of a strip belongs to a channel and itself."""
+    index = torch.arange(strip.shape[2], device=strip.device)
+    return index[: strip.shape[1], None] == index
+
+
 @functools.cache
-def _compiled(function):
-    """A function whose elementwise operations the compiler makes one loop; itself where there is no compiler."""
+def _compiled(function, otherwise):
+    """A function as the compiler makes it, or another one where the compiler fails."""
     compiled, works = torch.compile(function, dynamic=True), True
 
     def run(*args):
@@ -109,7 +131,7 @@ def _compiled(function):
             except Exception as e:  # whatever a compiler raises, before anything is computed
                 works = False
                 warnings.warn(f'CSA runs without compiled parts: {e}', RuntimeWarning, stacklevel=2)
-        return function(*args)
+        return otherwise(*args)
 
     return run
 

@@ -19,10 +19,15 @@ from .options import RunError
 
 _logger = logging.getLogger(__name__)
 
+_LAST = 'last.pth.tar'
+
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a run, newest first; ``tmp`` may be a complete one that has not been renamed yet."""
-    files = sorted(folder.glob('*.pth.tar'), key=lambda file: file.stat().st_mtime, reverse=True)
+    """Checkpoints of a run, newest first; ``tmp`` may be a complete one that has not been renamed yet.
+
+    Names of one file, as the newest has several, begin with ``last``.
+    """
+    files = sorted(folder.glob('*.pth.tar'), key=lambda file: (file.stat().st_mtime, file.name == _LAST), reverse=True)
     return [] if [file.name for file in files] == ['tmp.pth.tar'] else files
 
 
@@ -107,7 +112,7 @@ def restore_saver(
     if not checkpoint or not start:
         return
     if checkpoint.name == 'tmp.pth.tar':  # complete, but killed before it was renamed
-        os.replace(checkpoint, folder / 'last.pth.tar')
+        os.replace(checkpoint, folder / _LAST)
     # The run may have ended after its last epoch was logged and before all files of that epoch were written: the saver
     # takes the state of the epoch before, and saves that one again.
     metric = rows.pop()[column] if rows and rows[-1]['epoch'] == start - 1 else 0.0
