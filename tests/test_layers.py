@@ -403,35 +403,6 @@ def test_csa_operator_contract(mode):
     assert torch.autograd.gradgradcheck(lambda z: csa_neighbours(x, z, mode)[0], (z,))
 
 
-@pytest.mark.parametrize('mode', ['hybrid', 'l1'])
-def test_csa_operator_with_compiled_parts(mode):
-    """More strips than one, of several shapes, in either layout and either pass."""
-    for shape in ((3, 300, 3, 5), (1, 40, 7, 7)):
-        x, z = torch.randn(shape), torch.randn(shape[:2])
-        expected = plain_neighbours(x.double(), z.double(), mode).float()
-        for layout in (torch.contiguous_format, torch.channels_last):
-            sums, mean_dist = csa_neighbours(x.contiguous(memory_format=layout), z, mode, fused=True)
-            torch.testing.assert_close(sums, expected, rtol=1e-4, atol=1e-4)
-            again = csa_neighbours_at_scale(x, z, mean_dist, mode, fused=True)
-            torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_csa_operator_where_nothing_can_be_compiled(monkeypatch):
-    x, z = torch.randn(2, 40, 7, 7), torch.randn(2, 40)
-
-    def fail(*args, **kwargs):
-        raise RuntimeError('no compiler')
-
-    monkeypatch.setattr(torch, 'compile', lambda function, dynamic: fail)
-    csa_strips._compiled.cache_clear()
-    try:
-        with pytest.warns(RuntimeWarning, match='no compiler'):
-            sums = csa_neighbours(x, z, 'hybrid', fused=True)[0]
-        assert torch.equal(sums, csa_neighbours(x, z, 'hybrid')[0])
-    finally:
-        csa_strips._compiled.cache_clear()
-
-
 @pytest.mark.parametrize('shape', [(2, 1, 40, 1), (3, 2, 24, 4), (1, 1, 8, 64), (0, 1, 8, 4)])
 def test_channel_attention_equals_the_plain_formula(shape):
     tensors = [torch.randn(shape[0], shape[1], shape[3], shape[2]).transpose(2, 3).requires_grad_() for _ in range(3)]

@@ -3,7 +3,7 @@
 The matrix is a constant for the gradient, so the product is linear in the vector and its own transpose: the backward
 pass is the same product with the gradient in the vector's place. It computes the matrix again, with the mean distance
 that the forward pass found. The operators are opaque to ``torch.compile``, ``torch.export`` and autocast, and compute
-in float32, or float64 for float64 input. In a compiled model, they compile their elementwise parts on a CPU.
+in float32, or float64 for float64 input.
 """
 
 import torch
@@ -15,9 +15,7 @@ from .csa_plain import plain_neighbours, without_autocast
 
 
 @library.custom_op('timm_attn::csa_neighbours', mutates_args=())
-def csa_neighbours(
-    x: torch.Tensor, z: torch.Tensor, mode: str, fused: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
+def csa_neighbours(x: torch.Tensor, z: torch.Tensor, mode: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the other channels' z, weighted with their contiguity.
 
     Source: CSA-Net (arXiv 2405.05755); the modes are those of :func:`timm_attn.layers.csa_descriptor`.
@@ -27,46 +25,45 @@ def csa_neighbours(
         z: Value of each channel (B, C), float32, or float64 if x is.
         mode: ``hybrid``, ``l2``, ``l1`` or ``cosine``. In ``cosine`` the sum has the sign of the sum of all weights,
             as if they had been divided by it.
-        fused: Whether to compile the elementwise parts where that helps: not in ``cosine``, and not with Triton.
 
     Returns:
         The sums (B, C), and the mean distance between channels (B,), 0 in ``cosine``.
     """
-    return _neighbours(x, z, mode, None, fused)
+    return _neighbours(x, z, mode, None)
 
 
 @library.custom_op('timm_attn::csa_neighbours_at_scale', mutates_args=())
-def csa_neighbours_at_scale(
-    x: torch.Tensor, z: torch.Tensor, mean_dist: torch.Tensor, mode: str, fused: bool = False
-) -> torch.Tensor:
+def csa_neighbours_at_scale(x: torch.Tensor, z: torch.Tensor, mean_dist: torch.Tensor, mode: str) -> torch.Tensor:
     """:func:`csa_neighbours` with the mean distance (B,) given: the product in the backward pass."""
-    return _neighbours(x, z, mode, mean_dist, fused)[0]
+    return _neighbours(x, z, mode, mean_dist)[0]
 
 
 @csa_neighbours.register_fake
-def _(x, z, mode, fused=False):
+def _(x, z, mode):
     return torch.empty_like(z, memory_format=torch.contiguous_format), z.new_empty(z.shape[0])
 
 
 @csa_neighbours_at_scale.register_fake
-def _(x, z, mean_dist, mode, fused=False):
+def _(x, z, mean_dist, mode):
     return torch.empty_like(z, memory_format=torch.contiguous_format)
 
 
 def _save(ctx, inputs, output):
-    x, _, ctx.mode, ctx.fused = inputs
+    x, _, mode = inputs
     ctx.save_for_backward(x, output[1])
+    ctx.mode = mode
     ctx.mark_non_differentiable(output[1])
 
 
 def _save_at_scale(ctx, inputs, output):
-    x, _, mean_dist, ctx.mode, ctx.fused = inputs
+    x, _, mean_dist, mode = inputs
     ctx.save_for_backward(x, mean_dist)
+    ctx.mode = mode
 
 
 def _grad(ctx, grad, *_):
     x, mean_dist = ctx.saved_tensors
-    return None, csa_neighbours_at_scale(x, grad, mean_dist, ctx.mode, ctx.fused), None, None
+    return None, csa_neighbours_at_scale(x, grad, mean_dist, ctx.mode), None
 
 
 csa_neighbours.register_autograd(_grad, setup_context=_save)
@@ -80,7 +77,7 @@ def _flops(x_shape, *args, out_shape=None, **kwargs) -> int:
     return B * C * ((C + 1) * H * W + 2 * C)
 
 
-def _neighbours(x, z, mode, mean_dist, fused):
+def _neighbours(x, z, mode, mean_dist):
     with without_autocast(x.device), torch.no_grad():
         z = z.contiguous()
         if mode == 'cosine':  # no mean distance, so one product of matrices; a few images at a time
@@ -90,4 +87,4 @@ def _neighbours(x, z, mode, mean_dist, fused):
         x = x.flatten(2)
         if mode in csa_triton.MODES and csa_triton.is_available(x):
             return csa_triton.neighbours(x, z, mode, mean_dist)
-        return csa_strips.neighbours(x, z, mode, mean_dist, fused)
+        return csa_strips.neighbours(x, z, mode, mean_dist)

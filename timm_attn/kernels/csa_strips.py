@@ -6,9 +6,6 @@ formula. No strip outlives the image (a few images where C is small). The rare i
 is computed again in float64.
 """
 
-import functools
-import warnings
-
 import torch
 
 from .csa_plain import ROUNDING, largest_magnitude
@@ -50,94 +47,38 @@ class _Strip:
         self.products, self.distances = products.view(shape), distances.view(shape)
         self.block = self.distances[:, :, : stop - start]  # on the diagonal; the rest also represents its mirror image
         self.rest = self.distances[:, :, stop - start :] if stop < channels else None
+        self.diagonal = self.distances.diagonal(dim1=1, dim2=2)
         self.row_square, self.column_square = square[:, start:stop, None], square[:, None, start:]
         self.row_z, self.column_z = z[:, None, start:stop], z[:, start:, None]
         self.row_sums, self.rest_sums = sums[:, start:stop, None], sums[:, None, stop:]
 
-    def measure(self, f, mode, fused):
-        """Fill the strip with the distances, and the products of channels if they were needed for that.
-
-        Returns:
-            Sums of the distances by row (images, rows), without the mirror image.
-        """
+    def measure(self, f, mode):
+        """Fill the strip with the distances, and the products of channels if they were needed for that."""
         if mode == 'l1':
             self.distances.copy_(torch.cdist(f[:, self.rows], f[:, self.columns], p=1.0))
-            return self.distances.sum(dim=2)
-        torch.bmm(f[:, self.rows], f[:, self.columns].transpose(1, 2), out=self.products)
-        measure = _compiled(_measure_in_one_loop, _measure) if fused else _measure
-        return measure(self.products, self.row_square, self.column_square, self.distances)
+        else:
+            torch.bmm(f[:, self.rows], f[:, self.columns].transpose(1, 2), out=self.products)
+            torch.add(self.column_square, self.products, alpha=-2, out=self.distances)
+            self.distances.add_(self.row_square).clamp_min_(0.0).sqrt_()
+            self.diagonal.zero_()
 
-    def mirrored(self, row_sums):
-        """Sum of the distances (images,), mirror image included, from the sums by row."""
-        return row_sums.sum(dim=1).mul_(2).sub_(self.block.sum(dim=(1, 2)))
+    def total(self):
+        """Sum of the distances (images,), mirror image included."""
+        return self.distances.flatten(1).sum(1).mul_(2).sub_(self.block.sum(dim=(1, 2)))
 
-    def multiply(self, inv_mean, mode, fused):
+    def multiply(self, inv_mean, mode):
         """Turn the distances into weights and add their products with z to the sums."""
-        weigh = _compiled(_weigh_in_one_loop, _weigh) if fused else _weigh
-        weigh(self.distances, self.products, inv_mean, mode == 'hybrid')
-        self.row_sums.baddbmm_(self.distances, self.column_z)
+        weights = self.distances.mul_(inv_mean).exp_()
+        if mode == 'hybrid':
+            weights.mul_(self.products.clamp_min_(0.0))
+        self.diagonal.zero_()
+        self.row_sums.baddbmm_(weights, self.column_z)
         if self.rest is not None:
             self.rest_sums.baddbmm_(self.row_z, self.rest)
 
 
-def _measure(products, row_square, column_square, distances):
-    """Distances of a strip from the products of channels, in place; returns their sums by row (images, rows)."""
-    torch.add(column_square, products, alpha=-2, out=distances)
-    distances.add_(row_square).clamp_min_(0.0).sqrt_()
-    distances.diagonal(dim1=1, dim2=2).zero_()
-    return distances.sum(dim=2)
-
-
-def _weigh(distances, products, inv_mean, hybrid):
-    """Weights of a strip in the place of its distances; the products are destroyed."""
-    distances.mul_(inv_mean).exp_()
-    if hybrid:
-        distances.mul_(products.clamp_min_(0.0))
-    distances.diagonal(dim1=1, dim2=2).zero_()
-
-
-def _measure_in_one_loop(products, row_square, column_square, distances):
-    """:func:`_measure` for the compiler, which would copy what is changed in several places."""
-    square = column_square - 2 * products + row_square
-    found = torch.where(_same(products), 0.0, square.clamp_min(0.0).sqrt())
-    distances.copy_(found)
-    return found.sum(dim=2)
-
-
-def _weigh_in_one_loop(distances, products, inv_mean, hybrid):
-    """:func:`_weigh` for the compiler."""
-    weights = (distances * inv_mean).exp()
-    if hybrid:
-        weights = weights * products.clamp_min(0.0)
-    distances.copy_(torch.where(_same(products), 0.0, weights))
-
-
-def _same(strip):
-    """Whether an element (rows, columns) of a strip belongs to a channel and itself."""
-    index = torch.arange(strip.shape[2], device=strip.device)
-    return index[: strip.shape[1], None] == index
-
-
-@functools.cache
-def _compiled(function, otherwise):
-    """A function as the compiler makes it, or another one where the compiler fails."""
-    compiled, works = torch.compile(function, dynamic=True), True
-
-    def run(*args):
-        nonlocal works
-        if works:
-            try:
-                return compiled(*args)
-            except Exception as e:  # whatever a compiler raises, before anything is computed
-                works = False
-                warnings.warn(f'CSA runs without compiled parts: {e}', RuntimeWarning, stacklevel=2)
-        return otherwise(*args)
-
-    return run
-
-
 def neighbours(
-    x: torch.Tensor, z: torch.Tensor, mode: str, mean_dist: torch.Tensor | None, fused: bool = False
+    x: torch.Tensor, z: torch.Tensor, mode: str, mean_dist: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the other channels' z, weighted with their contiguity, and the mean distance between channels.
 
@@ -146,16 +87,15 @@ def neighbours(
         z: Value of each channel (B, C), float32 or float64, contiguous.
         mode: ``hybrid``, ``l2`` or ``l1``.
         mean_dist: The mean distance (B,) if it is known already.
-        fused: Whether to compile the elementwise parts.
 
     Returns:
         The sums (B, C) and the mean distance (B,), both of z's type.
     """
-    sums, means, norms = _neighbours(x, z, mode, mean_dist, fused)
+    sums, means, norms = _neighbours(x, z, mode, mean_dist)
     if z.dtype == torch.float32 and x.device.type == 'cpu':
         for i in _out_of_range(x, norms, means):
             image, known = slice(i, i + 1), None if mean_dist is None else mean_dist[i : i + 1].double()
-            sums[image], means[image], _ = _neighbours(x[image].double(), z[image].double(), mode, known, False)
+            sums[image], means[image], _ = _neighbours(x[image].double(), z[image].double(), mode, known)
     return sums, means
 
 
@@ -182,7 +122,7 @@ def _norm(f: torch.Tensor) -> torch.Tensor:
 
 
 def _neighbours(
-    x: torch.Tensor, z: torch.Tensor, mode: str, mean_dist: torch.Tensor | None, fused: bool
+    x: torch.Tensor, z: torch.Tensor, mode: str, mean_dist: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """:func:`neighbours` in the type of z, and the norms of the channels (B, C)."""
     B, C, _ = x.shape
@@ -221,14 +161,15 @@ def _neighbours(
         if not one_pass:
             total = z.new_zeros(n)
             for strip in strips:
-                total += strip.mirrored(strip.measure(f, mode, fused))  # while it is in the cache
+                strip.measure(f, mode)
+                total += strip.total()  # while it is in the cache
             means[chunk] = total / C**2 * largest.view(n)
         mean = means[chunk] / largest.view(n)
         inv_mean = -mean.clamp_min(torch.finfo(z.dtype).tiny).reciprocal().view(n, 1, 1)
         partial.zero_()
         for strip in strips:
             if one_pass:
-                strip.measure(f, mode, fused)
-            strip.multiply(inv_mean, mode, fused)
+                strip.measure(f, mode)
+            strip.multiply(inv_mean, mode)
         torch.mul(partial[:n], inv_norm, out=sums[chunk])
     return sums, means, norms

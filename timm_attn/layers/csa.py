@@ -49,8 +49,7 @@ def _neighbours(x: torch.Tensor, z: torch.Tensor, mode: str, portable: bool) -> 
         with without_autocast(x.device):
             return plain_neighbours(x.to(z.dtype), z, mode)
     else:
-        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        return csa_neighbours(x.detach(), z, mode, compiled)[0]
+        return csa_neighbours(x.detach(), z, mode)[0]
 
 
 @register_notrace_function
