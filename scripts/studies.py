@@ -9,6 +9,7 @@ its finished runs answered is kept there, without their weights, so that another
 """
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from common import CARDS, RECIPES, ROOT
 
 REPORTS = CARDS / 'reports'
@@ -91,7 +93,7 @@ def run(study: Study, start: str, data_dir: str, output: Path, jobs: int = 1) ->
         with tarfile.open(unfinished) as archive:
             archive.extractall(folder, filter='data')
     if (folder / 'args.yaml').exists():
-        words = ['--resume', str(folder)]
+        words = [data_dir, '--resume', str(folder)]
     else:
         recipe = ROOT / RECIPES / f'{study.name}.yaml'
         place = ['--output', str(output), '--experiment', folder.name]
@@ -113,13 +115,19 @@ def pack(folder: Path, archive: Path) -> None:
         archive: The archive to write or replace.
     """
     finished = [file.stem for file in (folder / 'answers').glob('*.json')]
-    kept = [*(folder / name for name in ('args.yaml', 'recipe.yaml', 'split.json')), folder / 'answers']
+    kept = [folder / 'recipe.yaml', folder / 'split.json', folder / 'answers']
     kept += [folder / 'runs' / name / 'summary.csv' for name in finished]
+    options = yaml.safe_load((folder / 'args.yaml').read_text())
+    here = ('data_dir', 'output', 'experiment')  # places on this machine
+    elsewhere = yaml.safe_dump({key: value for key, value in options.items() if key not in here}, sort_keys=False)
     archive.parent.mkdir(parents=True, exist_ok=True)
     part = archive.with_name(f'{archive.name}.part')
     with tarfile.open(part, 'w:xz') as writer:
         for path in kept:
             writer.add(path, path.relative_to(folder))
+        info = tarfile.TarInfo('args.yaml')
+        info.size = len(elsewhere.encode())
+        writer.addfile(info, io.BytesIO(elsewhere.encode()))
     os.replace(part, archive)
 
 

@@ -10,6 +10,7 @@ import evidence
 import pytest
 import results
 import studies
+import yaml
 
 from timm_attn.cli import _parser
 from timm_attn.train import compare_options
@@ -172,9 +173,11 @@ def test_a_study_is_run_resumed_and_kept(study, tmp_path, monkeypatch):
         if '--resume' in words:  # on a machine that has what was kept, and nothing else
             kept = sorted(str(file.relative_to(folder)) for file in folder.rglob('*') if file.is_file())
             runs = ['runs/finished/summary.csv']
+            assert yaml.safe_load((folder / 'args.yaml').read_text()) == dict(seeds=3)
             assert kept == ['answers/finished.json', 'args.yaml', 'recipe.yaml', *runs, 'split.json']
         for name in (*files, 'answers/finished.json', 'runs/under_way/summary.csv'):
             (folder / name).write_text(str(len(calls)))
+        (folder / 'args.yaml').write_text(yaml.safe_dump(dict(data_dir='data', output=str(tmp_path), seeds=3)))
         return argparse.Namespace(returncode=0 if '--resume' in words else 130)
 
     monkeypatch.setattr(studies, 'REPORTS', tmp_path / 'reports')
@@ -188,7 +191,7 @@ def test_a_study_is_run_resumed_and_kept(study, tmp_path, monkeypatch):
         assert (study.report(start) / 'report_files' / 'a.svg').read_text() == '2'
         assert not study.unfinished(start).exists()
         first, second = (words[words.index('compare') + 1 :] for words in calls)
-        assert second == ['--resume', str(tmp_path / 'out' / f'{study.name}.{start}'), '--jobs', '1']
+        assert second == ['data', '--resume', str(tmp_path / 'out' / f'{study.name}.{start}'), '--jobs', '1']
         args = _parser().parse_args(['compare', *first], argparse.Namespace(argv=['compare', *first]))
         parsed = compare_options.parse(args.func.args[0], first)
         assert parsed.pretrained == ('--no-pretrained' not in options and study.name != 'cifar10')
