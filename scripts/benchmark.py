@@ -308,6 +308,8 @@ def main() -> None:
     device = torch.device(args.device)
     if device.type == 'cuda' and not torch.cuda.is_available():
         parser.error('this PyTorch finds no CUDA device')
+    if args.deploy and device.type != 'cpu':
+        parser.error('--deploy compares ways to run a model on a CPU: leave --device out')
     torch.backends.cudnn.benchmark = True
     output = Path(args.output)
     runs = _read(output) if args.append and output.exists() else []

@@ -119,6 +119,7 @@ def test_wrong_arguments(tmp_path, monkeypatch, capsys):
     for args, message in (
         (('--models', 'vgg*'), 'timm-attn list'),
         (('--turns', '0'), '1 or more'),
+        (('--deploy', '--device', 'meta'), 'leave --device out'),
         (('--output', str(tmp_path)), 'name another file'),
         (('--output', str(foreign), '--append'), 'name another file'),
     ):
