@@ -419,6 +419,9 @@ def test_channel_attention_contract():
     library.opcheck(channel_attention_backward, (torch.randn(2, 2, 6, 1).double(), *(t.detach() for t in tensors), 0.5))
     assert torch.autograd.gradcheck(lambda *qkv: channel_attention(*qkv, 0.5), tensors)
     assert torch.autograd.gradgradcheck(lambda *qkv: channel_attention(*qkv, 0.5), tensors)
+    q, k, v = tensors  # some of them may be constant
+    assert torch.autograd.gradgradcheck(lambda v: channel_attention(q.detach(), k.detach(), v, 0.5), (v,))
+    assert torch.autograd.gradgradcheck(lambda k: channel_attention(q.detach(), k, v.detach(), 0.5), (k,))
 
 
 def test_scsa_holds_no_matrices():

@@ -1,7 +1,7 @@
 """Every private name of torch and timm that this package uses, in one place.
 
-Each has its reason. All were checked with torch 2.10.0, 2.14.1 and 2.15.0 and timm 1.0.29 and 1.0.31; a new release is
-checked by running the tests with it.
+Each has its reason. All were checked with torch 2.10.0, 2.14.1 and 2.15.0 and timm 1.0.29 and 1.0.31, but for the fused
+attention, which was seen with torch 2.14.1 only; a new release is checked by running the tests with it.
 """
 
 import torch

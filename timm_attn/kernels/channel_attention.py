@@ -74,7 +74,8 @@ def _grad(ctx, grad):
     tensors = ctx.saved_tensors
     if torch.is_grad_enabled():  # fused attention has no second derivative
         out = plain_channel_attention(*tensors, ctx.scale)
-        return *torch.autograd.grad(out, tensors, grad, create_graph=True), None
+        found = iter(torch.autograd.grad(out, [x for x in tensors if x.requires_grad], grad, create_graph=True))
+        return *(next(found) if x.requires_grad else None for x in tensors), None
     return *channel_attention_backward(grad, *tensors, ctx.scale), None
 
 
