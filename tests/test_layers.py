@@ -412,8 +412,25 @@ def test_channel_attention_equals_the_plain_formula(shape):
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.parametrize('size', [0.0, 1e-20, 1.0, 5.0, 20.0, 30.0, 1e3])
+def test_channel_attention_of_one_position(size):
+    """Small exponents go another way than large ones; both are as accurate as float32 allows."""
+    q, k, v = (torch.randn(3, 1, 400, 1) for _ in range(3))
+    tensors = [(q * size).requires_grad_(), k.requires_grad_(), v.requires_grad_()]
+    found = channel_attention(*tensors, 0.05)
+    exact = plain_channel_attention(*(doubles := [t.detach().double().requires_grad_() for t in tensors]), 0.05)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+    grad = torch.randn_like(exact)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, tensors, grad.float()), torch.autograd.grad(exact, doubles, grad), strict=True
+    ):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+
+
 def test_channel_attention_contract():
     """PyTorch's own checks of an operator, and its gradients against finite differences."""
+    one_position = [torch.randn(2, 1, 400, 1, requires_grad=True) for _ in range(3)]
+    library.opcheck(channel_attention, (*one_position, 0.05))
     tensors = [torch.randn(2, 2, 6, 3).double().requires_grad_() for _ in range(3)]
     library.opcheck(channel_attention, (*tensors, 0.5))
     library.opcheck(channel_attention_backward, (torch.randn(2, 2, 6, 1).double(), *(t.detach() for t in tensors), 0.5))

@@ -1,7 +1,7 @@
 """Every private name of torch and timm that this package uses, in one place.
 
-Each has its reason. All were checked with torch 2.10.0, 2.14.1 and 2.15.0 and timm 1.0.29 and 1.0.31, but for the fused
-attention, which was seen with torch 2.14.1 only; a new release is checked by running the tests with it.
+Each has its reason. All were checked with torch 2.10.0, 2.14.1 and 2.15.0 and timm 1.0.29 and 1.0.31; a new release is
+checked by running the tests with it.
 """
 
 import torch
@@ -27,8 +27,6 @@ __all__ = [
     'copy_forward_hooks',
     'decode_arch_def',
     'feature_take_indices',
-    'fused_attention',
-    'fused_attention_gradients',
     'get_cache_dir',
     'has_forward_hooks',
     'has_forward_pre_hooks',
@@ -58,27 +56,6 @@ __all__ = [
 def in_function_transform() -> bool:
     """Whether ``torch.func`` or forward-mode gradients are active: what torch.autograd.Function itself asks."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-
-
-def fused_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, ...]:
-    """What ``scaled_dot_product_attention`` calls on a CPU, whose gradient an operator cannot ask autograd for.
-
-    Args:
-        q: Contiguous tensor (B, heads, L, E).
-        k: Another.
-        v: Another.
-        scale: Factor on the products of q and k.
-
-    Returns:
-        The attention (B, heads, L, E), and what its gradients need.
-    """
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
-
-
-def fused_attention_gradients(grad, q, k, v, out, logsumexp, scale: float) -> tuple[torch.Tensor, ...]:
-    """Gradients of q, k and v, from that of what :func:`fused_attention` has returned."""
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return backward(grad, q, k, v, out, logsumexp, 0.0, False, scale=scale)
 
 
 def operator_of(overload):

@@ -1,16 +1,35 @@
 """Self-attention between channels on a CPU, averaged over positions, as an operator that keeps no matrix.
 
-PyTorch's fused attention never holds the matrix (C, C) of an image, but takes contiguous tensors only: given others, it
-falls back to a plain form. The operator makes them contiguous when they arrive, since ``torch.compile`` chooses their
-strides after it has chosen the form of the attention.
+The mean over positions commutes with the matrix. So all that the attention needs, and its gradient too, are products
+of the matrix of exponentials with a few vectors. Its rows are computed in strips that stay in the processor's cache,
+and again in the backward pass. Of a single position, as on the last maps of a network, it holds the exponentials of an
+outer product: unless they are large, a Taylor series makes it the product of two narrow matrices.
 """
+
+import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import library
 from torch.utils.flop_counter import register_flop_formula
 
-from .._compat import fused_attention, fused_attention_gradients
+from .csa_plain import without_autocast
+
+_STRIP = 2**19
+"""Elements of a strip, of one or more images."""
+
+_LARGE = 60.0
+"""Exponents up to which exponentials, and sums of them, stay within the range of float32."""
+
+# Terms of the Taylor series of exp, and the exponents up to which the terms left out are below 1e-9. In float64, what
+# the terms lose in cancelling each other is below that, too.
+_SERIES = ((16, 1.8), (32, 6.6), (64, 17.0))
+_MANY = 256
+"""Channels from which the series is faster than the matrix."""
+
+_Matrix = tuple[torch.Tensor, torch.Tensor | None]
+"""A matrix (B, rows, C) and None, or two matrices of which it is the product."""
 
 
 @library.custom_op('timm_attn::channel_attention', mutates_args=())
@@ -20,15 +39,23 @@ def channel_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: 
     Source: the channel attention of SCSA (arXiv 2407.05128).
 
     Args:
-        q: Queries (B, heads, C, N) of N positions, any strides.
+        q: Queries (B, heads, C, N) of N positions, any floating type and strides.
         k: Keys (B, heads, C, N).
         v: Values (B, heads, C, N).
         scale: Factor on the products of queries and keys.
 
     Returns:
-        (B, heads, C, 1).
+        (B, heads, C, 1), of q's type.
     """
-    return fused_attention(q.contiguous(), k.contiguous(), v.contiguous(), scale)[0].mean(dim=3, keepdim=True)
+    with without_autocast(q.device):
+        q_, k_, v_ = [_positions_first(x) for x in (q, k, v)]
+        out = q_.new_empty(q_.shape[0], 1, q_.shape[2])
+        mean_v = v_.mean(dim=1, keepdim=True)
+        vectors = torch.cat([mean_v, torch.ones_like(mean_v)], dim=1)
+        for images, rows, strip in _strips(q_, k_, scale):
+            weighted, total = _times(strip, vectors[images]).split(1, dim=1)
+            torch.div(weighted, total, out=out[images, :, rows])
+        return out.to(q.dtype).view(*q.shape[:3], 1)
 
 
 @library.custom_op('timm_attn::channel_attention_backward', mutates_args=())
@@ -36,11 +63,12 @@ def channel_attention_backward(
     grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of :func:`channel_attention`, which is computed again."""
-    q, k, v = [x.contiguous() for x in (q, k, v)]
-    out, logsumexp = fused_attention(q, k, v, scale)
-    grad = (grad.to(out.dtype) / q.shape[3]).expand_as(out).contiguous()
-    grads = fused_attention_gradients(grad, q, k, v, out, logsumexp, scale)
-    return tuple(grad.contiguous() for grad in grads)  # of several heads, they are not
+    with without_autocast(q.device):
+        grads = _gradients(*(_positions_first(x) for x in (grad, q, k, v)), scale)
+        grad_q, grad_k, grad_v = [
+            part.mT.to(x.dtype).reshape(x.shape) for part, x in zip(grads, (q, k, v), strict=True)
+        ]
+        return grad_q.contiguous(), grad_k.contiguous(), grad_v.contiguous()
 
 
 @channel_attention.register_fake
@@ -56,13 +84,95 @@ def _(grad, q, k, v, scale):
 def plain_channel_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, drop: float = 0.0
 ) -> torch.Tensor:
-    """:func:`channel_attention` by the plain formula, for scripts, traces, exports, and dropout of the matrix.
-
-    The mean over positions commutes with the matrix, so that its product is one with a single column.
-    """
+    """:func:`channel_attention` by the plain formula, for scripts, traces, exports, and dropout of the matrix."""
     attn = ((q * scale) @ k.transpose(2, 3)).softmax(dim=-1)  # (B, heads, C, C)
     attn = F.dropout(attn, drop)
     return attn @ v.mean(dim=3, keepdim=True).to(attn.dtype)
+
+
+def _positions_first(x: torch.Tensor) -> torch.Tensor:
+    """Images and heads in one dimension, float32 or float64: (B, heads, C, N) -> (B * heads, N, C).
+
+    Short and wide is the form in which products with the matrix are several times as fast as in the other.
+    """
+    x = x.flatten(0, 1).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return x.mT.contiguous()
+
+
+def _strips(q: torch.Tensor, k: torch.Tensor, scale: float) -> Iterator[tuple[slice, slice, _Matrix]]:
+    """Strips of the matrix exp(scale * q_i * k_j) for queries and keys (B, N, C), each of its rows up to a factor.
+
+    Yields:
+        The images of a strip, its rows, and what it holds until the next one.
+    """
+    B, N, C = q.shape
+    if not q.numel():
+        return
+    if N == 1:
+        k = k - k.mean(dim=2, keepdim=True)  # a factor on each row, which makes the exponents smaller
+    q_norm, k_norm = [torch.linalg.vecdot(x, x, dim=1).amax(dim=1).sqrt().view(B, 1, 1) for x in (q, k)]
+    largest = float((q_norm * k_norm).amax() * scale)  # bounds the exponents, without a look at the matrix
+    terms = next((terms for terms, limit in _SERIES if largest <= limit), None)
+    if N == 1 and C >= _MANY and terms and q.dtype == torch.float32:
+        unit = torch.where(q_norm > 0, q_norm, 1.0)  # goes from the queries to the keys: no power leaves the range
+        factorials = torch.tensor([math.factorial(i) for i in range(terms)], dtype=torch.float64)
+        queries = _powers(q.double() / unit, terms) / factorials.view(-1, 1)
+        yield slice(B), slice(C), (queries.mT, _powers(k.double() * (unit * scale), terms))
+        return
+    rows = min(C, max(1, _STRIP // C))
+    images = min(B, max(1, _STRIP // (rows * C)))
+    space = q.new_empty(images * rows * C)
+    q = q * (scale / math.log(2))
+    for i in range(0, B, images):
+        for j in range(0, C, rows):
+            part = q[i : i + images, :, j : j + rows]
+            shape = (part.shape[0], part.shape[2], C)
+            strip = torch.bmm(part.mT, k[i : i + images], out=space[: math.prod(shape)].view(shape))
+            if not largest <= _LARGE:  # nor where it is NaN
+                strip -= strip.amax(dim=2, keepdim=True)
+            strip.exp2_()  # in torch, three times as fast as exp
+            yield slice(i, i + images), slice(j, j + rows), (strip, None)
+
+
+def _powers(x: torch.Tensor, terms: int) -> torch.Tensor:
+    """Powers 0 to terms - 1, a power of two, of (B, 1, C): (B, terms, C)."""
+    powers = torch.ones_like(x)
+    while powers.shape[1] < terms:
+        powers = torch.cat([powers, powers * x], dim=1)
+        x = x * x
+    return powers
+
+
+def _times(matrix: _Matrix, vectors: torch.Tensor) -> torch.Tensor:
+    """Product of a matrix (B, rows, C) and vectors (B, n, C): (B, n, rows)."""
+    left, right = matrix
+    if right is None:
+        return vectors @ left.mT
+    return (vectors.double() @ right.mT @ left.mT).to(vectors.dtype)
+
+
+def _transposed_times(matrix: _Matrix, vectors: torch.Tensor) -> torch.Tensor:
+    """Product of the transpose of a matrix (B, rows, C) and vectors (B, n, rows): (B, n, C)."""
+    left, right = matrix
+    if right is None:
+        return vectors @ left
+    return (vectors.double() @ left @ right).to(vectors.dtype)
+
+
+def _gradients(grad, q, k, v, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of queries, keys and values (B, N, C) from that of the attention (B, 1, C)."""
+    N = q.shape[1]
+    mean_v = v.mean(dim=1, keepdim=True)
+    grad_q, sums = torch.empty_like(q), q.new_zeros(q.shape[0], 2 * N + 1, q.shape[2])
+    vectors = torch.cat([mean_v, torch.ones_like(mean_v), k * mean_v, k], dim=1)
+    for images, rows, strip in _strips(q, k, scale):
+        weighted, total, weighted_keys, sum_of_keys = _times(strip, vectors[images]).split([1, 1, N, N], dim=1)
+        out, factor = weighted / total, grad[images, :, rows] / total
+        grad_q[images, :, rows] = (scale * factor) * (weighted_keys - out * sum_of_keys)
+        factors = factor * q[images, :, rows]
+        sums[images] += _transposed_times(strip, torch.cat([factors, factors * out, factor], dim=1))
+    to_v, to_out, grad_mean_v = sums.split([N, N, 1], dim=1)
+    return grad_q, scale * (mean_v * to_v - to_out), (grad_mean_v / N).expand_as(v)
 
 
 def _save(ctx, inputs, output):
@@ -72,7 +182,7 @@ def _save(ctx, inputs, output):
 
 def _grad(ctx, grad):
     tensors = ctx.saved_tensors
-    if torch.is_grad_enabled():  # fused attention has no second derivative
+    if torch.is_grad_enabled():  # the operator of the gradients has none itself
         out = plain_channel_attention(*tensors, ctx.scale)
         found = iter(torch.autograd.grad(out, [x for x in tensors if x.requires_grad], grad, create_graph=True))
         return *(next(found) if x.requires_grad else None for x in tensors), None
@@ -91,6 +201,6 @@ def _flops(q_shape, *args, out_shape=None, **kwargs) -> int:
 
 @register_flop_formula(torch.ops.timm_attn.channel_attention_backward)
 def _backward_flops(grad_shape, q_shape, *args, out_shape=None, **kwargs) -> int:
-    """The matrix once more, its gradient, and three products with it."""
+    """The matrix once more, and its products with the columns of the gradients."""
     B, heads, C, N = q_shape
-    return 2 * B * heads * C * C * 5 * N
+    return 2 * B * heads * C * C * (5 * N + 3)
