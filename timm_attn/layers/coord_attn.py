@@ -18,11 +18,9 @@ class CoordAttn(timm_coord_attn.CoordAttn):
     """timm's coordinate attention, computed with fewer passes over the feature map; the same arguments and weights."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h, w = axis_means(x)
-        y = torch.cat([h, w], dim=2).unsqueeze(3)  # (B, C, H + W, 1)
-        y = self.act(self.bn1(self.conv1(y)))
-        h, w = torch.split(y, [x.shape[2], x.shape[3]], dim=2)
-        out = gate_axes(x, self.gate(self.conv_h(h)), self.gate(self.conv_w(w.transpose(2, 3))))
+        y = self.act(self.bn1(self.conv1(axis_means(x))))  # (B, C / r, 1, H + W)
+        h, w = torch.split(y, [x.shape[2], x.shape[3]], dim=3)
+        out = gate_axes(x, self.gate(self.conv_h(h)).transpose(2, 3), self.gate(self.conv_w(w)))
         return out + x if self.has_skip else out
 
 

@@ -30,10 +30,9 @@ def scaled_for_norm(x: torch.Tensor) -> torch.Tensor:
     A norm does not depend on the scale of values so large that its epsilon does not count.
 
     Args:
-        x: Features (B, C, ...).
+        x: Features (B, C, H, W).
     """
     if x.dtype == torch.float16:  # ends long before
         return x
-    largest = x.detach().flatten(1).abs().amax(dim=1)  # many times as fast as the norm of order infinity
-    scale = 2.0**20 / largest.clamp_min(2.0**20)
-    return x * scale.view([-1] + [1] * (x.ndim - 1))
+    largest = x.detach().abs().amax(dim=(1, 2, 3), keepdim=True)  # many times as fast as the norm of order infinity
+    return x * (2.0**20 / largest.clamp_min(2.0**20))
