@@ -6,6 +6,8 @@ formula. No strip outlives the image (a few images where C is small). The rare i
 is computed again in float64.
 """
 
+import math
+
 import torch
 
 from .csa_plain import ROUNDING, largest_magnitude
@@ -49,8 +51,8 @@ class _Strip:
         self.rest = self.distances[:, :, stop - start :] if stop < channels else None
         self.diagonal = self.distances.diagonal(dim1=1, dim2=2)
         self.row_square, self.column_square = square[:, start:stop, None], square[:, None, start:]
-        self.row_z, self.column_z = z[:, None, start:stop], z[:, start:, None]
-        self.row_sums, self.rest_sums = sums[:, start:stop, None], sums[:, None, stop:]
+        self.row_z, self.column_z = z[:, None, start:stop], z[:, None, start:]
+        self.row_sums, self.rest_sums = sums[:, None, start:stop], sums[:, None, stop:]
 
     def measure(self, f, mode):
         """Fill the strip with the distances, and the products of channels if they were needed for that."""
@@ -68,11 +70,12 @@ class _Strip:
 
     def multiply(self, inv_mean, mode):
         """Turn the distances into weights and add their products with z to the sums."""
-        weights = self.distances.mul_(inv_mean).exp_()
+        weights = self.distances.mul_(inv_mean).exp2_()  # in torch, three times as fast as exp
         if mode == 'hybrid':
             weights.mul_(self.products.clamp_min_(0.0))
         self.diagonal.zero_()
-        self.row_sums.baddbmm_(weights, self.column_z)
+        # a row times the matrix: of several images, the matrix times a column would take several times as long
+        self.row_sums.baddbmm_(self.column_z, weights.mT)
         if self.rest is not None:
             self.rest_sums.baddbmm_(self.row_z, self.rest)
 
@@ -165,7 +168,7 @@ def _neighbours(
                 total += strip.total()  # while it is in the cache
             means[chunk] = total / C**2 * largest.view(n)
         mean = means[chunk] / largest.view(n)
-        inv_mean = -mean.clamp_min(torch.finfo(z.dtype).tiny).reciprocal().view(n, 1, 1)
+        inv_mean = -mean.clamp_min(torch.finfo(z.dtype).tiny).reciprocal().view(n, 1, 1) / math.log(2)
         partial.zero_()
         for strip in strips:
             if one_pass:
