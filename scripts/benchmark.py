@@ -3,7 +3,8 @@ r"""Time and memory of the models against their plain backbones, and of the laye
     python scripts/benchmark.py --quick                      # about two minutes: the main models, the largest layers
     python scripts/benchmark.py                              # all models and layers: float32, eager, contiguous
     python scripts/benchmark.py --dtype float32 bfloat16 --mode eager compile --layout contiguous channels_last
-    python scripts/benchmark.py --device cuda --dtype bfloat16 --layout channels_last --mode compile --batch-size 128
+    python scripts/benchmark.py --main --device cuda --dtype bfloat16 --layout channels_last --mode compile \
+        --batch-size 128
     python scripts/benchmark.py --deploy --batch-size 8 1    # ways to run the main models on a CPU
 
 Prints tables and writes ``--output`` (JSON), from which ``scripts/render.py`` renders what the documentation says about
@@ -278,6 +279,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description='Measure time and memory of the models and layers.')
     parser.add_argument('--quick', action='store_true', help='a few models and layers, about two minutes on a CPU')
+    parser.add_argument('--main', action='store_true', help=f'only {", ".join(MAIN_MODELS)}')
     parser.add_argument('--models', default='', metavar='FILTER', help='wildcard of models, such as "csa_*"')
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     parser.add_argument('--kind', nargs='+', default=['inference', 'training'], choices=['inference', 'training'])
@@ -301,7 +303,7 @@ def main() -> None:
     if args.turns < 1 or min(args.batch_size) < 1 or min(args.size) < 32:
         parser.error('--turns and --batch-size must be 1 or more, --size 32 or more')
     names = zoo_models(args.models)
-    if (args.quick or args.deploy) and not args.models:
+    if (args.quick or args.main or args.deploy) and not args.models:
         names = [n for n in names if n in (QUICK_MODELS if args.quick else MAIN_MODELS)]
     if not names:
         parser.error(f'no model of this package matches {args.models!r}; see timm-attn list')
