@@ -198,7 +198,7 @@ class SCSA(nn.Module):
         for conv in self.dwc:
             weight, bias = conv.weight, conv.bias
             assert bias is not None  # for TorchScript
-            zeros = pad - fixed_size(weight.shape[2]) // 2
+            zeros = pad - conv.kernel_size[0] // 2
             if zeros:  # not pad, after which an ONNX trace knows no shape
                 gap = weight.new_zeros(fixed_size(weight.shape[0]), 1, zeros)
                 weight = torch.cat([gap, weight, gap], dim=2)
