@@ -403,9 +403,13 @@ def test_csa_operator_contract(mode):
     assert torch.autograd.gradgradcheck(lambda z: csa_neighbours(x, z, mode)[0], (z,))
 
 
-@pytest.mark.parametrize('shape', [(2, 1, 40, 1), (3, 2, 24, 4), (1, 1, 8, 64), (0, 1, 8, 4)])
+def queries_keys_values(batch, heads, positions, channels, dtype=torch.float32):
+    return [torch.randn(batch, heads, n, channels, dtype=dtype).requires_grad_() for n in (positions, positions, 1)]
+
+
+@pytest.mark.parametrize('shape', [(2, 1, 1, 40), (3, 2, 4, 24), (1, 1, 64, 8), (0, 1, 4, 8), (2, 2, 4, 1100)])
 def test_channel_attention_equals_the_plain_formula(shape):
-    tensors = [torch.randn(shape[0], shape[1], shape[3], shape[2]).transpose(2, 3).requires_grad_() for _ in range(3)]
+    tensors = queries_keys_values(*shape)
     values = [attend(*tensors, 0.3) for attend in (channel_attention, plain_channel_attention)]
     torch.testing.assert_close(*values)
     grads = [torch.autograd.grad(value.square().sum(), tensors) for value in values]
@@ -415,8 +419,8 @@ def test_channel_attention_equals_the_plain_formula(shape):
 @pytest.mark.parametrize('size', [0.0, 1e-20, 1.0, 5.0, 20.0, 30.0, 1e3])
 def test_channel_attention_of_one_position(size):
     """Small exponents go another way than large ones; both are as accurate as float32 allows."""
-    q, k, v = (torch.randn(3, 1, 400, 1) for _ in range(3))
-    tensors = [(q * size).requires_grad_(), k.requires_grad_(), v.requires_grad_()]
+    q, k, v = queries_keys_values(3, 1, 1, 400)
+    tensors = [(q * size).detach().requires_grad_(), k, v]
     found = channel_attention(*tensors, 0.05)
     exact = plain_channel_attention(*(doubles := [t.detach().double().requires_grad_() for t in tensors]), 0.05)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
@@ -429,11 +433,10 @@ def test_channel_attention_of_one_position(size):
 
 def test_channel_attention_contract():
     """PyTorch's own checks of an operator, and its gradients against finite differences."""
-    one_position = [torch.randn(2, 1, 400, 1, requires_grad=True) for _ in range(3)]
-    library.opcheck(channel_attention, (*one_position, 0.05))
-    tensors = [torch.randn(2, 2, 6, 3).double().requires_grad_() for _ in range(3)]
+    library.opcheck(channel_attention, (*queries_keys_values(2, 1, 1, 400), 0.05))
+    tensors = queries_keys_values(2, 2, 3, 6, torch.float64)
     library.opcheck(channel_attention, (*tensors, 0.5))
-    library.opcheck(channel_attention_backward, (torch.randn(2, 2, 6, 1).double(), *(t.detach() for t in tensors), 0.5))
+    library.opcheck(channel_attention_backward, (torch.randn(2, 2, 1, 6).double(), *(t.detach() for t in tensors), 0.5))
     assert torch.autograd.gradcheck(lambda *qkv: channel_attention(*qkv, 0.5), tensors)
     assert torch.autograd.gradgradcheck(lambda *qkv: channel_attention(*qkv, 0.5), tensors)
     q, k, v = tensors  # some of them may be constant
@@ -443,8 +446,8 @@ def test_channel_attention_contract():
 
 def test_scsa_holds_no_matrices():
     """What is alive at once stays below one matrix between channels an image."""
-    tensors = [torch.randn(4, 1, 512, 4) for _ in range(3)]
-    assert 0 < peak_memory(lambda: channel_attention(*tensors, 0.1), torch.device('cpu')) < 4 * 512**2 * 4
+    tensors = [t.detach() for t in queries_keys_values(16, 1, 4, 512)]
+    assert 0 < peak_memory(lambda: channel_attention(*tensors, 0.1), torch.device('cpu')) < 8 * 512**2 * 4
 
 
 def test_csa_holds_no_matrices():

@@ -4,6 +4,9 @@ The mean over positions commutes with the matrix. So all that the attention need
 of the matrix of exponentials with a few vectors. Its rows are computed in strips that stay in the processor's cache,
 and again in the backward pass. Of a single position, as on the last maps of a network, it holds the exponentials of an
 outer product: unless they are large, a Taylor series makes it the product of two narrow matrices.
+
+Positions come before channels: products of short and wide matrices with a strip are several times as fast as those of
+tall and narrow ones.
 """
 
 import math
@@ -16,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .csa_plain import without_autocast
 
-_STRIP = 2**19
+_STRIP = 2**20
 """Elements of a strip, of one or more images."""
 
 _LARGE = 60.0
@@ -34,28 +37,27 @@ _Matrix = tuple[torch.Tensor, torch.Tensor | None]
 
 @library.custom_op('timm_attn::channel_attention', mutates_args=())
 def channel_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attention between the channels of each head, averaged over positions.
+    """Attention between the channels of each head.
 
     Source: the channel attention of SCSA (arXiv 2407.05128).
 
     Args:
-        q: Queries (B, heads, C, N) of N positions, any floating type and strides.
-        k: Keys (B, heads, C, N).
-        v: Values (B, heads, C, N).
+        q: Queries (B, heads, N, C) of N positions, any floating type and strides.
+        k: Keys (B, heads, N, C).
+        v: Values, averaged over positions (B, heads, 1, C).
         scale: Factor on the products of queries and keys.
 
     Returns:
-        (B, heads, C, 1), of q's type.
+        (B, heads, 1, C), of v's type.
     """
     with without_autocast(q.device):
-        q_, k_, v_ = [_positions_first(x) for x in (q, k, v)]
-        out = q_.new_empty(q_.shape[0], 1, q_.shape[2])
-        mean_v = v_.mean(dim=1, keepdim=True)
-        vectors = torch.cat([mean_v, torch.ones_like(mean_v)], dim=1)
+        q_, k_, v_ = [_one_batch(x) for x in (q, k, v)]
+        vectors = torch.cat([v_, torch.ones_like(v_)], dim=1)
+        out = torch.empty_like(v_)
         for images, rows, strip in _strips(q_, k_, scale):
             weighted, total = _times(strip, vectors[images]).split(1, dim=1)
             torch.div(weighted, total, out=out[images, :, rows])
-        return out.to(q.dtype).view(*q.shape[:3], 1)
+        return out.to(v.dtype).view(v.shape)
 
 
 @library.custom_op('timm_attn::channel_attention_backward', mutates_args=())
@@ -64,16 +66,14 @@ def channel_attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of :func:`channel_attention`, which is computed again."""
     with without_autocast(q.device):
-        grads = _gradients(*(_positions_first(x) for x in (grad, q, k, v)), scale)
-        grad_q, grad_k, grad_v = [
-            part.mT.to(x.dtype).reshape(x.shape) for part, x in zip(grads, (q, k, v), strict=True)
-        ]
-        return grad_q.contiguous(), grad_k.contiguous(), grad_v.contiguous()
+        grads = _gradients(*(_one_batch(x) for x in (grad, q, k, v)), scale)
+        grad_q, grad_k, grad_v = [part.to(x.dtype).view(x.shape) for part, x in zip(grads, (q, k, v), strict=True)]
+        return grad_q, grad_k, grad_v
 
 
 @channel_attention.register_fake
 def _(q, k, v, scale):
-    return q.new_empty(*q.shape[:-1], 1)
+    return torch.empty_like(v, memory_format=torch.contiguous_format)
 
 
 @channel_attention_backward.register_fake
@@ -84,19 +84,16 @@ def _(grad, q, k, v, scale):
 def plain_channel_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, drop: float = 0.0
 ) -> torch.Tensor:
-    """:func:`channel_attention` by the plain formula, for scripts, traces, exports, and dropout of the matrix."""
-    attn = ((q * scale) @ k.transpose(2, 3)).softmax(dim=-1)  # (B, heads, C, C)
+    """:func:`channel_attention` by the plain formula: small matrices, dropout of a matrix, scripts, traces, exports."""
+    attn = ((q.transpose(2, 3) * scale) @ k).softmax(dim=-1)  # (B, heads, C, C)
     attn = F.dropout(attn, drop)
-    return attn @ v.mean(dim=3, keepdim=True).to(attn.dtype)
+    return v.to(attn.dtype) @ attn.transpose(2, 3)
 
 
-def _positions_first(x: torch.Tensor) -> torch.Tensor:
-    """Images and heads in one dimension, float32 or float64: (B, heads, C, N) -> (B * heads, N, C).
-
-    Short and wide is the form in which products with the matrix are several times as fast as in the other.
-    """
-    x = x.flatten(0, 1).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    return x.mT.contiguous()
+def _one_batch(x: torch.Tensor) -> torch.Tensor:
+    """Images and heads in one dimension, float32 or float64: (B, heads, N, C) -> (B * heads, N, C), contiguous."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.to(dtype).contiguous().view(-1, x.shape[2], x.shape[3]) if x.numel() else x.new_empty(0, *x.shape[2:])
 
 
 def _strips(q: torch.Tensor, k: torch.Tensor, scale: float) -> Iterator[tuple[slice, slice, _Matrix]]:
@@ -110,15 +107,13 @@ def _strips(q: torch.Tensor, k: torch.Tensor, scale: float) -> Iterator[tuple[sl
         return
     if N == 1:
         k = k - k.mean(dim=2, keepdim=True)  # a factor on each row, which makes the exponents smaller
-    q_norm, k_norm = [torch.linalg.vecdot(x, x, dim=1).amax(dim=1).sqrt().view(B, 1, 1) for x in (q, k)]
-    largest = float((q_norm * k_norm).amax() * scale)  # bounds the exponents, without a look at the matrix
-    terms = next((terms for terms, limit in _SERIES if largest <= limit), None)
-    if N == 1 and C >= _MANY and terms and q.dtype == torch.float32:
-        unit = torch.where(q_norm > 0, q_norm, 1.0)  # goes from the queries to the keys: no power leaves the range
-        factorials = torch.tensor([math.factorial(i) for i in range(terms)], dtype=torch.float64)
-        queries = _powers(q.double() / unit, terms) / factorials.view(-1, 1)
-        yield slice(B), slice(C), (queries.mT, _powers(k.double() * (unit * scale), terms))
-        return
+    q_norm, k_norm = [x.square().sum(dim=1, keepdim=True).amax(dim=2, keepdim=True).sqrt() for x in (q, k)]
+    largest = float((q_norm * k_norm).amax()) * scale  # bounds the exponents, without a look at the matrix
+    if N == 1 and C >= _MANY and q.dtype == torch.float32:
+        for terms, limit in _SERIES:
+            if largest <= limit:
+                yield slice(B), slice(C), _series(q, k * scale, q_norm, terms)
+                return
     rows = min(C, max(1, _STRIP // C))
     images = min(B, max(1, _STRIP // (rows * C)))
     space = q.new_empty(images * rows * C)
@@ -132,6 +127,14 @@ def _strips(q: torch.Tensor, k: torch.Tensor, scale: float) -> Iterator[tuple[sl
                 strip -= strip.amax(dim=2, keepdim=True)
             strip.exp2_()  # in torch, three times as fast as exp
             yield slice(i, i + images), slice(j, j + rows), (strip, None)
+
+
+def _series(q: torch.Tensor, k: torch.Tensor, q_norm: torch.Tensor, terms: int) -> _Matrix:
+    """Matrices whose product is exp(q_i * k_j), for queries of the magnitude ``q_norm`` (B, 1, 1) and one position."""
+    unit = torch.where(q_norm > 0, q_norm, 1.0).double()  # goes from the queries to the keys: no power leaves the range
+    factorials = torch.tensor([math.factorial(i) for i in range(terms)], dtype=torch.float64)
+    queries = _powers(q / unit, terms) / factorials.view(-1, 1)
+    return queries.mT, _powers(k * unit, terms)
 
 
 def _powers(x: torch.Tensor, terms: int) -> torch.Tensor:
@@ -160,19 +163,18 @@ def _transposed_times(matrix: _Matrix, vectors: torch.Tensor) -> torch.Tensor:
 
 
 def _gradients(grad, q, k, v, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of queries, keys and values (B, N, C) from that of the attention (B, 1, C)."""
+    """Gradients of queries, keys (B, N, C) and values from that of the attention, both (B, 1, C)."""
     N = q.shape[1]
-    mean_v = v.mean(dim=1, keepdim=True)
     grad_q, sums = torch.empty_like(q), q.new_zeros(q.shape[0], 2 * N + 1, q.shape[2])
-    vectors = torch.cat([mean_v, torch.ones_like(mean_v), k * mean_v, k], dim=1)
+    vectors = torch.cat([v, torch.ones_like(v), k * v, k], dim=1)
     for images, rows, strip in _strips(q, k, scale):
         weighted, total, weighted_keys, sum_of_keys = _times(strip, vectors[images]).split([1, 1, N, N], dim=1)
         out, factor = weighted / total, grad[images, :, rows] / total
         grad_q[images, :, rows] = (scale * factor) * (weighted_keys - out * sum_of_keys)
         factors = factor * q[images, :, rows]
         sums[images] += _transposed_times(strip, torch.cat([factors, factors * out, factor], dim=1))
-    to_v, to_out, grad_mean_v = sums.split([N, N, 1], dim=1)
-    return grad_q, scale * (mean_v * to_v - to_out), (grad_mean_v / N).expand_as(v)
+    to_v, to_out, grad_v = sums.split([N, N, 1], dim=1)
+    return grad_q, scale * (v * to_v - to_out), grad_v.contiguous()
 
 
 def _save(ctx, inputs, output):
@@ -195,12 +197,12 @@ channel_attention.register_autograd(_grad, setup_context=_save)
 @register_flop_formula(torch.ops.timm_attn.channel_attention)
 def _flops(q_shape, *args, out_shape=None, **kwargs) -> int:
     """The products of queries and keys, and the matrix times one column, as in the plain formula."""
-    B, heads, C, N = q_shape
+    B, heads, N, C = q_shape
     return 2 * B * heads * C * C * (N + 1)
 
 
 @register_flop_formula(torch.ops.timm_attn.channel_attention_backward)
 def _backward_flops(grad_shape, q_shape, *args, out_shape=None, **kwargs) -> int:
     """The matrix once more, and its products with the columns of the gradients."""
-    B, heads, C, N = q_shape
+    B, heads, N, C = q_shape
     return 2 * B * heads * C * C * (5 * N + 3)

@@ -29,6 +29,9 @@ for _name in (
 ):  # leaves of every torch.fx tracer
     torch.fx.wrap(_name)
 
+_SMALL = 2**18
+"""Elements of the matrices of a batch up to which the plain formula, which has fewer steps, is faster."""
+
 SCSA_POOLS = ('avg', 'max', 'recombination')
 
 
@@ -80,29 +83,30 @@ def scale_channels(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     """Depthwise 1x1 convolution as a product: on small maps, the call of a convolution takes several times as long.
 
     Args:
-        x: Channels in heads (B, heads, C / heads, N).
+        x: Channels after positions (B, N, C).
         weight: Weight of the convolution (C, 1, 1, 1).
         bias: Its bias (C,).
     """
-    shape = [x.shape[1], x.shape[2], 1]
-    x = x * weight.view(shape)
-    return x if bias is None else x + bias.view(shape)
+    x = x * weight.flatten()
+    return x if bias is None else x + bias
 
 
 @register_notrace_function
 def attend_to_channels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, drop: float) -> torch.Tensor:
-    """Attention between the channels of each head, averaged over positions: (B, heads, C, N) -> (B, heads, C, 1).
+    """Attention between the channels of each head: values averaged over positions -> the same.
 
     Args:
-        q: Queries.
-        k: Keys.
-        v: Values.
+        q: Queries (B, heads, N, C).
+        k: Keys (B, heads, N, C).
+        v: Values, averaged over positions (B, heads, 1, C).
         scale: Factor on the products of queries and keys.
         drop: Dropout of the attention matrix.
     """
     if torch.jit.is_scripting():  # noqa: SIM114  scripts know nothing of the other conditions
         return plain_channel_attention(q, k, v, scale, drop)
-    elif q.device.type != 'cpu' or drop > 0 or needs_plain_formula() or torch.compiler.is_exporting():
+    elif q.device.type != 'cpu' or drop > 0 or needs_plain_formula() or torch.compiler.is_exporting():  # noqa: SIM114
+        return plain_channel_attention(q, k, v, scale, drop)
+    elif not torch.compiler.is_compiling() and v.numel() * v.shape[3] <= _SMALL:
         return plain_channel_attention(q, k, v, scale, drop)
     else:
         return channel_attention(q, k, v, scale)
@@ -217,12 +221,17 @@ class SCSA(nn.Module):
         x = gate_axes(x, gate_h, gate_w)
 
         y = self.norm(scaled_for_norm(self.reduce(window_pool(x, self.window_size, self.pool_type))))
-        y = y.flatten(2).unflatten(1, [self.num_heads, -1])  # (B, nh, C / nh, N)
-        q = scale_channels(y, self.q.weight, self.q.bias)
-        k = scale_channels(y, self.k.weight, self.k.bias)
-        v = scale_channels(y, self.v.weight, self.v.bias)
-        y = attend_to_channels(q, k, v, self.scale, self.attn_drop.p if self.training else 0.0)  # (B, nh, C / nh, 1)
-        return gate_own(x, self.channel_gate(y.flatten(1, 2).unsqueeze(3)))
+        y = y.flatten(2).transpose(1, 2)  # (B, N, C)
+        q = self._heads(scale_channels(y, self.q.weight, self.q.bias))
+        k = self._heads(scale_channels(y, self.k.weight, self.k.bias))
+        # the mean over positions, moved to where it is cheapest
+        v = self._heads(scale_channels(y.mean(dim=1, keepdim=True), self.v.weight, self.v.bias))
+        y = attend_to_channels(q, k, v, self.scale, self.attn_drop.p if self.training else 0.0)  # (B, heads, 1, ...)
+        return gate_own(x, self.channel_gate(y.flatten(1).unsqueeze(2).unsqueeze(3)))
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) -> (B, heads, N, C / heads)."""
+        return x.unflatten(2, [self.num_heads, -1]).transpose(1, 2)
 
 
 register_attention(
