@@ -259,11 +259,16 @@ def plain_and_own(names: list[str]) -> list[list[str]]:
     return [[ref, *(name for name in models if name != ref)] for ref, models in by_reference.items()]
 
 
-def groups(names: list[str]) -> list[list[str]]:
-    """The models after their plain backbone and timm's SE variant of it; the main ones also with reference layers."""
+def groups(names: list[str], references: bool) -> list[list[str]]:
+    """The models after their plain backbone and timm's SE variant of it.
+
+    Args:
+        names: Models of this package.
+        references: Whether to add some of them with reference layers.
+    """
     found = []
     for ref, *models in plain_and_own(names):
-        reference_models = [n + REFERENCE_LAYERS for n in models if n in QUICK_MODELS]
+        reference_models = [n + REFERENCE_LAYERS for n in models if references and n in QUICK_MODELS]
         found.append(
             [
                 ref,
@@ -291,6 +296,7 @@ def main() -> None:
     parser.add_argument('--size', type=int, nargs='+', default=[224], metavar='PX', help='image sizes')
     parser.add_argument('--turns', type=int, help='turns of each measurement (default: 11, with --quick 2)')
     parser.add_argument('--deploy', action='store_true', help='ways to run models on a CPU, instead of all else')
+    parser.add_argument('--no-references', action='store_true', help='no models with reference layers, which are slow')
     parser.add_argument('--no-layers', action='store_true', help='models only')
     parser.add_argument('--no-models', action='store_true', help='layers only')
     parser.add_argument('--output', metavar='FILE', default='output/benchmark.json', help='JSON with a list of runs')
@@ -325,7 +331,8 @@ def main() -> None:
         by_backbone = product(plain_and_own(names), args.batch_size)
         work = [('deploy', partial(measure_ways, group, batch, args.turns)) for group, batch in by_backbone]
     elif not args.no_models:
-        work = [('models', partial(measure_models, group, args, device)) for group in groups(names)]
+        own = groups(names, not args.no_references)
+        work = [('models', partial(measure_models, group, args, device)) for group in own]
     for what, measure in work:
         result[what] += measure()
         _drop_measured_again(runs)

@@ -43,7 +43,7 @@ def _where(run: dict) -> str:
 
 def main_table() -> str:
     """The main models in the plain setting, relative to their plain backbones: one row each."""
-    plain = dict(mode='eager', dtype='float32', layout='contiguous', image_size=224)
+    plain = dict(mode='eager', dtype='float32', layout='contiguous', image_size=224, batch_size=8)
     found: dict[tuple[str, str], tuple[dict, dict | None, dict]] = {}  # row, its reference's row, run
     for run in _runs():
         if run['machine']['allocator']:

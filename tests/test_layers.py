@@ -1,5 +1,6 @@
 """The attention layers: parity with the authors' code and with the papers' formulas, and robustness."""
 
+import copy
 import dataclasses
 import io
 import subprocess
@@ -313,6 +314,23 @@ def test_map_sizes_and_layouts(attn, size):
     assert layer(x[:0]).shape == (0, 20, *size)
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('shape', [(2, 64, 21, 16), (2, 512, 14, 14), (2, 1024, 7, 7)])
+def test_scsa_equals_its_formula(shape, layout):
+    """Small matrices, matrices in strips, and the series of a single position."""
+    layer = SCSA(shape[1])
+    x = torch.randn(shape).contiguous(memory_format=layout).requires_grad_()
+    exact = copy.deepcopy(layer).double()
+    double = x.detach().double().requires_grad_()
+    y, expected = layer(x), formulas.scsa(exact, double)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])
+    for found, true in zip(
+        gradients, torch.autograd.grad(expected.square().sum(), [double, *exact.parameters()]), strict=True
+    ):
+        torch.testing.assert_close(found.double(), true, rtol=1e-4, atol=1e-5 * true.abs().max().item())
+
+
 @pytest.mark.parametrize('pool_type', ['avg', 'max', 'recombination'])
 @pytest.mark.parametrize('size', [3, 7, 10, 21])
 def test_scsa_pools(pool_type, size):
@@ -490,13 +508,13 @@ def test_gradients_of_layers(attn):
     assert torch.autograd.gradcheck(layer, (x,))
 
 
-@pytest.mark.parametrize('size', [(5, 8), (8, 8), (28, 1)])
+@pytest.mark.parametrize(('channels', 'size'), [(24, (5, 8)), (24, (8, 8)), (24, (28, 1)), (512, (7, 7))])
 @pytest.mark.parametrize('has_skip', [False, True])
-def test_coord_attn_equals_that_of_timm(size, has_skip):
-    theirs = TimmCoordAttn(24, bias=True, has_skip=has_skip)
-    ours = coord_attn(24, rd_channels=theirs.conv1.out_channels, has_skip=has_skip)
+def test_coord_attn_equals_that_of_timm(channels, size, has_skip):
+    theirs = TimmCoordAttn(channels, bias=True, has_skip=has_skip)
+    ours = coord_attn(channels, rd_channels=theirs.conv1.out_channels, has_skip=has_skip)
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(3, 24, *size, requires_grad=True)
+    x = torch.randn(3, channels, *size, requires_grad=True)
     for a, b in ((ours, theirs), (ours.eval(), theirs.eval())):
         torch.testing.assert_close(a(x), b(x))
         (grad,), (expected,) = (torch.autograd.grad(m(x).square().sum(), x) for m in (a, b))

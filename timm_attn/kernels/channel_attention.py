@@ -27,7 +27,7 @@ _LARGE = 60.0
 
 # Terms of the Taylor series of exp, and the exponents up to which the terms left out are below 1e-9. In float64, what
 # the terms lose in cancelling each other is below that, too.
-_SERIES = ((16, 1.8), (32, 6.6), (64, 17.0))
+_SERIES = ((16, 1.8), (24, 4.1), (32, 6.6), (40, 9.3), (48, 12.1), (64, 17.0))
 _MANY = 256
 """Channels from which the series is faster than the matrix."""
 
@@ -112,7 +112,11 @@ def _strips(q: torch.Tensor, k: torch.Tensor, scale: float) -> Iterator[tuple[sl
     if N == 1 and C >= _MANY and q.dtype == torch.float32:
         for terms, limit in _SERIES:
             if largest <= limit:
-                yield slice(B), slice(C), _series(q, k * scale, q_norm, terms)
+                images = max(1, _STRIP // (4 * terms * C))
+                space = q.new_empty(2, min(images, B), terms, C, dtype=torch.float64)
+                for i in range(0, B, images):
+                    few = slice(i, i + images)
+                    yield few, slice(C), _series(q[few], k[few] * scale, q_norm[few], space)
                 return
     rows = min(C, max(1, _STRIP // C))
     images = min(B, max(1, _STRIP // (rows * C)))
@@ -129,21 +133,33 @@ def _strips(q: torch.Tensor, k: torch.Tensor, scale: float) -> Iterator[tuple[sl
             yield slice(i, i + images), slice(j, j + rows), (strip, None)
 
 
-def _series(q: torch.Tensor, k: torch.Tensor, q_norm: torch.Tensor, terms: int) -> _Matrix:
-    """Matrices whose product is exp(q_i * k_j), for queries of the magnitude ``q_norm`` (B, 1, 1) and one position."""
+def _series(q: torch.Tensor, k: torch.Tensor, q_norm: torch.Tensor, space: torch.Tensor) -> _Matrix:
+    """Matrices whose product is exp(q_i * k_j), for one position and queries of the magnitude ``q_norm`` (B, 1, 1).
+
+    Args:
+        q: Queries (B, 1, C).
+        k: Keys (B, 1, C).
+        q_norm: Largest magnitude of an image's queries.
+        space: Where to write the two (2, B or more, terms, C).
+    """
+    queries, keys = space[:, : len(q)]
     unit = torch.where(q_norm > 0, q_norm, 1.0).double()  # goes from the queries to the keys: no power leaves the range
-    factorials = torch.tensor([math.factorial(i) for i in range(terms)], dtype=torch.float64)
-    queries = _powers(q / unit, terms) / factorials.view(-1, 1)
-    return queries.mT, _powers(k * unit, terms)
+    _write_powers(q / unit, queries)
+    _write_powers(k * unit, keys)
+    factorials = [math.factorial(i) for i in range(keys.shape[1])]
+    keys /= keys.new_tensor(factorials).unsqueeze(1)
+    return queries.mT, keys
 
 
-def _powers(x: torch.Tensor, terms: int) -> torch.Tensor:
-    """Powers 0 to terms - 1, a power of two, of (B, 1, C): (B, terms, C)."""
-    powers = torch.ones_like(x)
-    while powers.shape[1] < terms:
-        powers = torch.cat([powers, powers * x], dim=1)
+def _write_powers(x: torch.Tensor, out: torch.Tensor) -> None:
+    """Write the powers of (B, 1, C), from 0 on: (B, terms, C)."""
+    out[:, 0] = 1
+    done, terms = 1, out.shape[1]
+    while done < terms:
+        more = min(done, terms - done)
+        torch.mul(out[:, :more], x, out=out[:, done : done + more])
+        done += more
         x = x * x
-    return powers
 
 
 def _times(matrix: _Matrix, vectors: torch.Tensor) -> torch.Tensor:

@@ -104,12 +104,17 @@ def attend_to_channels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale:
     """
     if torch.jit.is_scripting():  # noqa: SIM114  scripts know nothing of the other conditions
         return plain_channel_attention(q, k, v, scale, drop)
-    elif q.device.type != 'cpu' or drop > 0 or needs_plain_formula() or torch.compiler.is_exporting():  # noqa: SIM114
-        return plain_channel_attention(q, k, v, scale, drop)
-    elif not torch.compiler.is_compiling() and v.numel() * v.shape[3] <= _SMALL:
+    elif drop > 0 or _keeps_matrix(v):
         return plain_channel_attention(q, k, v, scale, drop)
     else:
         return channel_attention(q, k, v, scale)
+
+
+def _keeps_matrix(v: torch.Tensor) -> bool:
+    """Whether the plain formula is the way: elsewhere than on a CPU, for converters, and where matrices are small."""
+    if v.device.type != 'cpu' or needs_plain_formula() or torch.compiler.is_exporting():
+        return True
+    return not torch.compiler.is_compiling() and v.numel() * v.shape[3] <= _SMALL
 
 
 class SCSA(nn.Module):
