@@ -66,7 +66,8 @@ def channel_attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of :func:`channel_attention`, which is computed again."""
     with without_autocast(q.device):
-        grads = _gradients(*(_one_batch(x) for x in (grad, q, k, v)), scale)
+        grad_, q_, k_, v_ = [_one_batch(x) for x in (grad, q, k, v)]
+        grads = _gradients(grad_, q_, k_, v_, scale)
         grad_q, grad_k, grad_v = [part.to(x.dtype).view(x.shape) for part, x in zip(grads, (q, k, v), strict=True)]
         return grad_q, grad_k, grad_v
 
