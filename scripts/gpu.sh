@@ -4,7 +4,7 @@
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 ensure_env demo,test
-"$PYTHON" -c "import torch; assert torch.cuda.is_available(), 'this PyTorch finds no CUDA device'; \
+"$PYTHON" -c "import sys, torch; torch.cuda.is_available() or sys.exit('This PyTorch finds no CUDA device.'); \
 print(torch.cuda.get_device_name())"
 "$PYTHON" -m pytest -q tests/test_csa_triton.py
 "$PYTHON" scripts/benchmark.py --device cuda --dtype bfloat16 --layout channels_last --mode eager compile \
