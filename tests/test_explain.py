@@ -23,6 +23,7 @@ from timm_attn.explain import (
     choose_mosaics,
     class_activation_maps,
     descriptor_curves,
+    explain,
     find_samples,
     grid_pointing_game,
     load_batches,
@@ -53,7 +54,8 @@ def state(model):
     return dict(
         modes=[m.training for m in model.modules()],
         requires_grad=[p.requires_grad for p in model.parameters()],
-        grads=[p.grad for p in model.parameters()],
+        grads=[(p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()],
+        checkpointing=[getattr(m, 'grad_checkpointing', None) for m in model.modules()],
         hooks=hooks,
         slots=[sorted(vars(m)) + sorted(m._modules) for m in model.modules()],
         values={key: value.clone() for key, value in model.state_dict().items()},
@@ -63,7 +65,9 @@ def state(model):
 def same_state(model, before):
     after = state(model)
     assert all(torch.equal(after['values'][key], value) for key, value in before.pop('values').items())
-    assert all(a is b for a, b in zip(after['grads'], before.pop('grads'), strict=True))
+    for (now, values), (grad, kept) in zip(after['grads'], before.pop('grads'), strict=True):
+        assert now is grad
+        assert grad is None or torch.equal(values, kept)
     assert {key: after[key] for key in before} == before
 
 
@@ -163,7 +167,13 @@ VARIANTS = dict(
     channels_last=lambda: pretrained('scsa_resnet20_cifar').to(memory_format=torch.channels_last),
     frozen=lambda: timm.create_model('csa_resnet20_cifar', pretrained=True, trainable='attention'),
     double=lambda: pretrained('csa_resnet20_cifar').double(),
+    checkpointing=lambda: _checkpointing(timm.create_model('csa_resnet20_cifar')),
 )
+
+
+def _checkpointing(model):
+    model.set_grad_checkpointing()
+    return model.train()
 
 
 @needs_grad_cam
@@ -179,6 +189,30 @@ def test_model_is_left_as_it_was(variant):
     assert field.shape == (32, 32)
     plain = copy.deepcopy(model).eval().float().to(memory_format=torch.contiguous_format).requires_grad_(True)
     torch.testing.assert_close(maps, class_activation_maps(plain, x, targets)[0], atol=1e-3, rtol=0)
+
+
+@needs_grad_cam
+@pytest.mark.parametrize('method', ['gradcam', 'eigencam', 'scorecam'])
+def test_bfloat16(method):
+    model, x = pretrained('csa_resnet20_cifar'), images()
+    maps, targets = class_activation_maps(model, x, method=method)
+    low, _ = class_activation_maps(model.bfloat16(), x, targets, method)
+    assert F.cosine_similarity(maps.flatten(1), low.flatten(1)).min() > 0.9
+
+
+@needs_grad_cam
+def test_sheet_of_a_model_in_training(samples):
+    """Explained as in evaluation, and left in training with its statistics."""
+    paths = [path for path, _ in samples[:3]]
+    expected = [found.predicted for _, found in explain(pretrained('csa_resnet20_cifar'), paths)]
+    model = pretrained('csa_resnet20_cifar').train()
+    before = state(model)
+    found = [one for _, one in explain(model, paths)]
+    same_state(model, before)
+    assert [one.predicted[0] for one in found] == [one.label for one in found] == [label for label, _ in expected]
+    assert [one.probability for one in found] == pytest.approx([p for _, p in expected], abs=1e-4)
+    half = [one.label for _, one in explain(model.bfloat16(), paths)]
+    assert len(half) == 3
 
 
 @needs_grad_cam
@@ -207,7 +241,7 @@ def test_errors_of_maps():
     with pytest.raises(ValueError, match=r"Unknown method 'grad'; it must be one of gradcam, gradcam\+\+"):
         class_activation_maps(model, x, method='grad')
     for layer in ('global_pool', 'classifier'):
-        with pytest.raises(ValueError, match=r'no map \(B, C, H, W\) but \(1, \d+\): name a layer before pooling'):
+        with pytest.raises(ValueError, match=r'no map \(B, C, H, W\) but \(2, \d+\): name a layer before pooling'):
             class_activation_maps(model, x, layer=layer)
     with pytest.raises(ValueError, match='There is no class 10; the model has the classes 0 to 9'):
         class_activation_maps(model, x, [0, 10])
@@ -370,6 +404,15 @@ def test_field_of_a_box():
         receptive_field(model, [], layer='0')
 
 
+def test_field_is_centred_where_the_map_looks():
+    """With stride 2 the central position of a 3 x 3 map looks at pixel 2 of 6, not at pixel 3."""
+    model = nn.Sequential(nn.Conv2d(3, 1, 3, stride=2, padding=1, bias=False))
+    nn.init.constant_(model[0].weight, 1.0)
+    field = receptive_field(model, [images(1, 6)], layer='0')
+    assert field[1:4, 1:4].all()
+    assert centred_squares(field, (0.1, 1)) == [(0.1, 1, 1 / 36), (1, 3, 9 / 36)]
+
+
 def test_deeper_layers_see_more():
     model, x = pretrained('resnet20_cifar'), images(8)
     areas = [centred_squares(receptive_field(model, [x], f'stages.{i}'), (0.9,))[0][2] for i in range(3)]
@@ -390,14 +433,14 @@ def test_energy():
     assert energy_shares(cells.flip(0)).tolist() == [0, 0, 0, 0]
     assert energy_shares(torch.ones(4, 8, 8)).tolist() == [0.25] * 4
     assert energy_shares(centred_gaussian(8, 8).expand(4, 8, 8)).tolist() == pytest.approx([0.25] * 4)
-    game = score([mosaic, mosaic], [cells, torch.ones(4, 8, 8)])
+    game = score([mosaic, mosaic], [energy_shares(cells), energy_shares(torch.ones(4, 8, 8))])
     assert (game.share, game.maps, game.empty) == (0.625, 8, 0)
     assert game.std_error == pytest.approx(0.375)
-    assert game.gaussian == pytest.approx(0.25)
     cells[0] = 0
-    assert score([mosaic], [cells]).empty == 1
-    with pytest.raises(ValueError, match='any energy'):
-        score([mosaic], [torch.zeros(4, 8, 8)])
+    assert score([mosaic], [energy_shares(cells)]).empty == 1
+    nothing = score([mosaic], [energy_shares(torch.zeros(4, 8, 8))])
+    assert (nothing.maps, nothing.empty) == (0, 4)
+    assert nothing.share != nothing.share
 
 
 @needs_grad_cam
@@ -450,6 +493,10 @@ def test_game_of_a_network_that_is_understood(tmp_path):
     assert (game.share, game.maps, game.std_error) == (pytest.approx(1), 12, pytest.approx(0))
     turned = [Mosaic(m.paths, m.classes[1:] + m.classes[:1]) for m in game.mosaics]
     assert grid_pointing_game(model, mosaics=turned).share == pytest.approx(0)
+    with torch.no_grad():  # only yellow has evidence for anything
+        model.conv.weight[:3] = model.conv.bias[:3] = -1
+    with pytest.raises(ValueError, match='None of the maps has any energy'):
+        grid_pointing_game(model, mosaics=[Mosaic(game.mosaics[0].paths, (0, 1, 2, 0))])
     model.pretrained_cfg = dict(model.pretrained_cfg, fixed_input_size=True)
     with pytest.raises(ValueError, match='images of one size only'):
         grid_pointing_game(model, mosaics=turned)
@@ -476,13 +523,16 @@ def test_mosaics_are_of_the_most_confident_images_that_are_right(samples):
 
 def test_randomised_copies():
     """All weights are others, frozen norms and attached layers included; the seed decides."""
-    model = timm_attn.attach(timm.create_model('resnet20_cifar'), 'csa')
+    model = timm_attn.attach(timm.create_model('resnet20_cifar'), 'csa', start='fresh')
     rng = torch.get_rng_state()
     a, b, c = (randomised(model, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), rng)
     x = images(2)
     assert torch.equal(a.eval()(x), b.eval()(x))
     assert not torch.equal(a(x), c.eval()(x))
+    drawn = [(key, p, q) for (key, p), q in zip(model.named_parameters(), a.parameters(), strict=True) if p.ndim > 1]
+    assert any('.se.' in key for key, _, _ in drawn)
+    assert not any(torch.equal(p, q) for _, p, q in drawn)
     frozen = timm.create_model('csa_resnet20_cifar', pretrained=True, trainable='attention')
     other = randomised(frozen).state_dict()
     assert not any(torch.equal(other[key], value) for key, value in frozen.state_dict().items() if 'running' in key)
@@ -530,13 +580,22 @@ def test_models_with_other_inputs_and_classes(data, tmp_path):
     name = str(next((data / 'data').rglob('*.png')))
     done = cli('explain', name, '--model', MODELS[0], 'local-dir:mine', cwd=tmp_path)
     assert re.search(r'local-dir:mine: (ant|bee|cow), ', done.stdout)
-    done = cli('explain', name, '--model', MODELS[0], 'local-dir:mine', '--class', 'beee', cwd=tmp_path, check=False)
+    options = dict(cwd=tmp_path, check=False)
+    both = ['--model', MODELS[0], 'local-dir:mine']
+    done = cli('explain', name, *both, '--class', 'beee', **options)  # neither has it
     assert done.returncode == 2
+    assert done.stderr.count('left out') == 2
+    assert done.stderr.splitlines()[-1] == 'error: none of these models can be looked into'
+    (tmp_path / 'explain.png').unlink()
+    done = cli('explain', name, *both, '--class', 'bee', **options)  # one has it, which is drawn
+    assert done.returncode == 2
+    assert 'left out: resnet20_cifar: ' in done.stderr
+    assert 'asked: bee' in done.stdout
+    assert (tmp_path / 'explain.png').exists()
     vit = timm.create_model('vit_tiny_patch16_224', img_size=32, num_classes=2)
     timm.models.save_for_hf(
         vit, tmp_path / 'vit', model_config=dict(label_names=['ant', 'bee'], input_size=(3, 32, 32))
     )
-    options = dict(cwd=tmp_path, check=False)
     for command in (['explain', name], ['receptive-field', name]):
         done = cli(*command, '--model', 'local-dir:vit', **options)
         assert done.returncode == 2
@@ -579,6 +638,7 @@ def test_curves_field_and_pointing(data):
 
 @needs_grad_cam
 def test_errors_are_one_line(data, tmp_path, monkeypatch):
+    pytest.importorskip('matplotlib')
     name = str(next((data / 'data').rglob('*.png')))
     (tmp_path / 'bad.png').write_text('no image')
     cases = {
@@ -590,6 +650,8 @@ def test_errors_are_one_line(data, tmp_path, monkeypatch):
         ('explain', name, '--layer', 'stages.9'): "has no layer 'stages.9'",
         ('explain', name, '-o', 'sheet.jpg'): 'the name must end in .png',
         ('explain', name, '-o', 'gone/sheet.png'): 'gone is not a directory',
+        ('explain', name, '-o', name): 'is one of the images and would be replaced',
+        ('receptive-field', name, '-o', name): 'is one of the images and would be replaced',
         ('curves', 'gone'): "'gone' does not exist",
         ('curves', str(data / 'data'), '--classes', 'zebra'): "has no folder 'zebra'",
         ('curves', str(data / 'data'), '--classes', '0'): 'at least 1, or their names',
@@ -609,15 +671,20 @@ def test_errors_are_one_line(data, tmp_path, monkeypatch):
     assert (tmp_path / 'explain.png').exists()
     before = (tmp_path / 'explain.png').read_bytes()
 
-    def full(*args):
+    def full(self, file, *args, **kwargs):
+        file.write_bytes(b'begun')
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr('PIL.Image.Image.save', full)
-    done = cli('explain', name, '--model', MODELS[0], cwd=tmp_path, check=False)
-    assert done.returncode == 2
-    assert 'No space left' in done.stderr.splitlines()[-1]
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', full)
+    (tmp_path / 'field.png').write_text('an earlier one')
+    for command in ('explain', 'receptive-field'):
+        done = cli(command, name, '--model', MODELS[0], cwd=tmp_path, check=False)
+        assert done.returncode == 2
+        assert 'No space left' in done.stderr.splitlines()[-1]
     assert (tmp_path / 'explain.png').read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {'bad.png', 'explain.png'}
+    assert (tmp_path / 'field.png').read_text() == 'an earlier one'
+    assert {path.name for path in tmp_path.iterdir()} == {'bad.png', 'explain.png', 'field.png'}
 
 
 def test_missing_packages(data, tmp_path, monkeypatch):

@@ -172,7 +172,7 @@ def classify(
         ValueError: If a file cannot be read as an image, or the model does not answer with probabilities.
     """
     prepare = preparation(model)
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
 
     def load(path: str) -> torch.Tensor | str:
         try:
@@ -197,7 +197,7 @@ def classify(
                     on_unreadable(path, loaded)
             if images:
                 with torch.inference_mode():  # not around the yield, where it would reach the caller
-                    probs = _probabilities(model, torch.stack(images).to(device), readable)
+                    probs = _probabilities(model, torch.stack(images).to(weight.device, weight.dtype), readable)
                 top = probs.topk(min(topk, probs.shape[1]))
                 for path, p, i in zip(readable, top.values.tolist(), top.indices.tolist(), strict=True):
                     yield dict(image=path, classes=[_ranked(*pair, labels) for pair in zip(p, i, strict=True)])
@@ -209,7 +209,7 @@ def _probabilities(model: nn.Module, images: torch.Tensor, paths: list[str]) -> 
     if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), model.num_classes):
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f'The network does not classify: for {len(images)} images it returns {shape}.')
-    probs = logits.softmax(-1)
+    probs = logits.float().softmax(-1)
     for path, row in zip(paths, probs.isfinite().all(-1).tolist(), strict=True):
         if not row:
             raise ValueError(f'The network answers with values that are not numbers for {path!r}: its weights are bad.')

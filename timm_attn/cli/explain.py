@@ -3,10 +3,10 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..extras import missing_packages
 from ..train.argument_types import positive_int
@@ -16,6 +16,9 @@ from .common import MAX_LABEL, UsageError, add_command, check_model, check_outpu
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+T = TypeVar('T')
 
 _FIELD_IMAGES = 300
 
@@ -99,16 +102,22 @@ def explain(args: argparse.Namespace) -> int:
     from ..image_files import find_images
 
     images = list(dict.fromkeys(find_images(args.images)))
+    output = Path(args.output)
+    numbers = range(2, (len(images) - 1) // MOST_ROWS + 2)
+    pages = [output, *(output.with_name(f'{output.stem}-{number}{output.suffix}') for number in numbers)]
+    _check_apart(pages, images)
     unreadable = _Unreadable(images)
-    names: list[str] = []
-    found: dict[str, list[Explanation]] = {path: [] for path in images}
-    for model, name in _load(args):
-        names.append(name)
+
+    def look(model: 'nn.Module', name: str) -> dict[str, Explanation]:
         target = None if args.target is None else class_index(model, args.target)
-        explained = explain_images(model, images, target, args.method, args.layer, args.batch_size, unreadable.add)
-        for path, explanation in explained:
-            found[path].append(explanation)
-    rows = [(path, row) for path, row in found.items() if len(row) == len(names)]  # all can read it
+        options = (args.method, args.layer, args.batch_size, unreadable.add)
+        return dict(explain_images(model, images, target, *options))
+
+    results, status = _with_each(args, look)
+    names = [name for name, _ in results]
+    rows = [  # all can read these
+        (path, [found[path] for _, found in results]) for path in images if all(path in found for _, found in results)
+    ]
     if not rows:
         raise UsageError('none of these files can be read as an image')
     for path, row in rows:
@@ -117,14 +126,11 @@ def explain(args: argparse.Namespace) -> int:
             print(f'  {printable(name)}: {printable("; ".join(explanation.lines), MAX_LABEL)}')
     file_names = Counter(Path(path).name for path, _ in rows)
     titles = {p: '/'.join(Path(p).parts[-2:]) if file_names[Path(p).name] > 1 else Path(p).name for p, _ in rows}
-    pages = [rows[i : i + MOST_ROWS] for i in range(0, len(rows), MOST_ROWS)]
-    output = Path(args.output)
-    for number, page in enumerate(pages, start=1):
-        file = output if number == 1 else output.with_name(f'{output.stem}-{number}{output.suffix}')
-        titled = [(printable(titles[path], MAX_LABEL), row) for path, row in page]
+    for file, start in zip(pages, range(0, len(rows), MOST_ROWS), strict=False):
+        titled = [(printable(titles[path], MAX_LABEL), row) for path, row in rows[start : start + MOST_ROWS]]
         write_whole(file, partial(draw_sheet, [printable(name) for name in names], titled))
-        print(printable(f'{file}: {plural(len(page), "image")}'))
-    return unreadable.status(args.images)
+        print(printable(f'{file}: {plural(len(titled), "image")}'))
+    return max(status, unreadable.status(args.images))
 
 
 def curves(args: argparse.Namespace) -> int:
@@ -140,13 +146,16 @@ def curves(args: argparse.Namespace) -> int:
             raise UsageError('--classes 0: give the number of classes, at least 1, or their names')
     samples = find_samples(args.data_dir, args.split, wanted, args.per_class)
     unreadable = _Unreadable([path for path, _ in samples])
-    results: list[tuple[str, Sequence[StageCurves]]] = []
-    for model, name in _load(args):
+    _check_apart([args.output], [path for path, _ in samples])
+
+    def look(model: 'nn.Module', name: str) -> list[StageCurves]:
         result = descriptor_curves(model, samples, args.batch_size, unreadable.add)
-        results.append((name, result))
         classes = plural(len(result[0].classes), 'class', 'classes')
         print(printable(f'{name}: {plural(sum(result[0].images), "image")} of {classes}'))
         print(_correlations(result), end='')
+        return result
+
+    results, status = _with_each(args, look)
     if args.csv:
         tables = [list(curve_rows(name, result)) for name, result in results]
         data = to_csv([*tables[0], *(row for table in tables[1:] for row in table[1:])])
@@ -154,7 +163,7 @@ def curves(args: argparse.Namespace) -> int:
     figure = plot_curves([(printable(name, 60), result) for name, result in results])
     write_whole(args.output, lambda part: figure.savefig(part, format='png', dpi=110))
     print(printable(args.output), file=sys.stderr)
-    return 0
+    return status
 
 
 def _correlations(result) -> str:
@@ -186,60 +195,71 @@ def receptive_field(args: argparse.Namespace) -> int:
     from ..image_files import find_images
 
     images = list(dict.fromkeys(find_images(args.images)))
+    _check_apart([args.output], images)
     count = min(len(images), args.most)
     if count < len(images):
         print(f'note: {count} of {len(images)} images, evenly spaced; --most takes more', file=sys.stderr)
         images = [images[i * len(images) // count] for i in range(count)]
     unreadable = _Unreadable(images)
-    fields = []
-    for model, name in _load(args):
+
+    def look(model: 'nn.Module', name: str) -> 'torch.Tensor':
         batches = (batch for _, batch in load_batches(model, images, args.batch_size, unreadable.add))
         field = measure(model, batches, args.layer)
-        fields.append((printable(name, 60), field))
         print(printable(f'{name}: input {field.shape[0]} x {field.shape[1]} pixels'))
         for share, side, area in centred_squares(field):
             print(f'  {100 * share:3g} % in a square of {side} pixels, {100 * area:.1f} % of the area')
-    figure = plot_fields(fields)
+        return field
+
+    fields, status = _with_each(args, look)
+    figure = plot_fields([(printable(name, 60), field) for name, field in fields])
     write_whole(args.output, lambda part: figure.savefig(part, format='png', dpi=110))
     print(printable(args.output), file=sys.stderr)
-    return unreadable.status(args.images)
+    return max(status, unreadable.status(args.images))
 
 
 def pointing(args: argparse.Namespace) -> int:
     """Play the game with each model and with its randomised copy, and print the shares."""
     _check(args, 'pytorch_grad_cam', 'scipy')
     from ..evaluate import match_classes
-    from ..explain import choose_mosaics, find_samples, randomised, similarity
-    from ..explain.pointing import mosaic_maps, score
+    from ..explain import centred_gaussian, choose_mosaics, find_samples, randomised, similarity
+    from ..explain.pointing import energy_shares, mosaic_maps, score
 
     samples = find_samples(args.data_dir, args.split)
     folders = list(dict.fromkeys(label for _, label in samples))
     unreadable = _Unreadable([path for path, _ in samples])
-    for number, (model, name) in enumerate(_load(args)):
+    has_header = False
+
+    def look(model: 'nn.Module', name: str) -> None:
+        nonlocal has_header
         index_of = match_classes(model, folders)
         labelled = [(path, index_of[label]) for path, label in samples]
         chosen = choose_mosaics(model, labelled, args.mosaics, args.seed, args.batch_size, unreadable.add)
         other = randomised(model, args.seed)
-        maps: list[torch.Tensor] = []
-        other_maps: list[torch.Tensor] = []
+        shares: list[torch.Tensor] = []
+        of_other: list[torch.Tensor] = []
+        gaussian: list[torch.Tensor] = []
         alike: list[float] = []
-        for mosaic in chosen:
-            for network, kept in ((model, maps), (other, other_maps)):
-                kept += mosaic_maps(network, [mosaic], args.method, args.layer)
-            alike += [rho for rho in similarity(maps[-1], other_maps[-1]).tolist() if rho == rho]
-        game = score(chosen, maps)
-        if number == 0:
+        both = (mosaic_maps(network, chosen, args.method, args.layer) for network in (model, other))
+        for maps, other_maps in zip(*both, strict=True):
+            shares.append(energy_shares(maps))
+            of_other.append(energy_shares(other_maps))
+            gaussian.append(energy_shares(centred_gaussian(*maps.shape[1:]).expand_as(maps)))
+            alike += [rho for rho in similarity(maps, other_maps).tolist() if rho == rho]
+        if not has_header:
             print('energy in the own cell     maps  model')
-            print(f'{100 * game.gaussian:6.1f} %                    -  centred Gaussian')
-        print(_line(game, name))
-        print(_line(score(chosen, other_maps), f'  randomised ({_mean(alike)} rank correlation of the maps)'))
-    return 0
+            print(_line(score(chosen, gaussian), 'centred Gaussian'))
+            has_header = True
+        print(_line(score(chosen, shares), name))
+        print(_line(score(chosen, of_other), f'  randomised ({_mean(alike)} rank correlation of the maps)'))
+
+    return _with_each(args, look)[1]
 
 
 def _line(game, name: str) -> str:
+    share = f'{100 * game.share:6.1f} %' if game.maps else '     - %'
     error = f'+- {100 * game.std_error:.1f}' if game.std_error == game.std_error else ''
     empty = f'; {game.empty} empty maps left out' if game.empty else ''
-    return f'{100 * game.share:6.1f} % {error:12}  {game.maps:7}  {printable(name)}{empty}'
+    return f'{share} {error:12}  {game.maps:7}  {printable(name)}{empty}'
 
 
 def _mean(values: list[float]) -> str:
@@ -260,11 +280,46 @@ def _check(args: argparse.Namespace, *packages: str) -> None:
             raise UsageError(f'--method {args.method} is unknown; it must be one of {", ".join(METHODS)}')
 
 
-def _load(args: argparse.Namespace) -> Iterator[tuple]:
-    """Each model, and its name with its tag, one after the other, so that only one is in memory."""
+def _check_apart(files: Sequence[str | Path], images: Sequence[str]) -> None:
+    """Check that no picture replaces an image that it is made from."""
+    originals = {Path(image).resolve() for image in images}
+    for file in files:
+        if Path(file).resolve() in originals:
+            raise UsageError(f'{file} is one of the images and would be replaced: name another file by --output')
+
+
+def _load(name: str, device: str) -> tuple:
+    """A model and its name with its tag."""
+    try:
+        return load_model(argparse.Namespace(model=name, checkpoint='', num_classes=None, device=device))
+    except UsageError as e:  # which would end the command, as a wrong option does
+        raise RuntimeError(str(e)) from e
+
+
+def _with_each(args: argparse.Namespace, look: Callable[[Any, str], T]) -> tuple[list[tuple[str, T]], int]:
+    """Look into each model, one after the other, so that only one is in memory.
+
+    One that cannot be loaded or looked into does not take the others with it.
+
+    Args:
+        args: Options.
+        look: Called with a model and its name with its tag.
+
+    Returns:
+        Name and result of each that could be looked into, and the exit status.
+    """
+    found = []
     for name in args.models:
-        one = argparse.Namespace(model=name, checkpoint='', num_classes=None, device=args.device)
-        yield load_model(one)
+        try:
+            model, full_name = _load(name, args.device)
+            found.append((full_name, look(model, full_name)))
+        except (ValueError, RuntimeError) as e:
+            if len(args.models) == 1:
+                raise
+            print(printable(f'left out: {name}: {e}'), file=sys.stderr)
+    if not found:
+        raise UsageError('none of these models can be looked into')
+    return found, 2 if len(found) < len(args.models) else 0
 
 
 class _Unreadable:

@@ -31,7 +31,7 @@ def class_activation_maps(
     method: str = 'gradcam',
     layer: str | None = None,
 ) -> tuple[torch.Tensor, list[int]]:
-    """Where in each image a CNN finds evidence for a class, by the last map before its pooling.
+    """Where in each image a CNN finds evidence for a class, by the map at the end of its last stage.
 
     The model is left as it was: its mode, its hooks, which of its parameters take gradients, and these gradients. The
     map of an image does not depend on the others of the batch.
@@ -42,7 +42,8 @@ def class_activation_maps(
         model: A CNN of timm with a classifier.
         images: Images as the model takes them (B, 3, H, W).
         targets: Index of the class that each image is asked for; by default the one that the model predicts.
-        method: One of ``METHODS``. ``eigencam`` does not depend on the class.
+        method: One of ``METHODS``. ``eigencam`` does not depend on the class. It and ``eigengradcam`` show the first
+            singular vector of a map, whose sign is arbitrary: they may show the background in place of the object.
         layer: Dotted name of the layer whose map is used; by default the last level of ``model.feature_info``.
 
     Returns:
@@ -52,6 +53,14 @@ def class_activation_maps(
     Raises:
         ValueError: If there is no such method, layer or class, or the layer's output is no map.
     """
+    maps, logits = maps_and_logits(model, images, targets, method, layer)
+    return maps, logits.argmax(-1).tolist() if targets is None else [int(t) for t in targets]
+
+
+def maps_and_logits(
+    model: nn.Module, images: torch.Tensor, targets: Sequence[int] | None, method: str, layer: str | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`class_activation_maps`, with what the model answers (B, num_classes), on its device."""
     if method not in METHODS:
         raise ValueError(f'Unknown method {method!r}; it must be one of {", ".join(METHODS)}.')
     import pytorch_grad_cam
@@ -61,37 +70,48 @@ def class_activation_maps(
     _check_targets(model, len(images), targets)
     with torch.inference_mode(False), torch.enable_grad(), as_it_was(model):
         x = as_input(model, images)
-        _check_layer(model, name, module, x[:1])
+        logits = _check_layer(model, name, module, x)
+        classes = logits.argmax(-1).tolist() if targets is None else [int(t) for t in targets]
         cam = getattr(pytorch_grad_cam, METHODS[method])(model, [module])
-        keep = _Keep(1 if not cam.uses_gradients else None)
+        keep = _Keep(cam.uses_gradients)
         cam.activations_and_grads.reshape_transform = keep
+        # ScoreCAM multiplies images with maps, which are float32
+        cast = model.register_forward_pre_hook(lambda module, args: (args[0].to(x.dtype), *args[1:]))
+        # it also makes an image for each channel at once, and goes through them one after the other
+        size = 1 if method == 'scorecam' else len(x)
+        parts = []
         try:
-            asked = None if targets is None else [ClassifierOutputTarget(int(t)) for t in targets]
-            with redirect_stderr(io.StringIO()):  # ScoreCAM draws a progress bar for every image
-                maps = torch.from_numpy(cam(x, asked))
+            for i in range(0, len(x), size):
+                keep.runs = 0
+                asked = [ClassifierOutputTarget(t) for t in classes[i : i + size]]
+                with redirect_stderr(io.StringIO()):  # ScoreCAM draws a progress bar for every image
+                    parts.append(torch.from_numpy(cam(x[i : i + size], asked)))
         finally:  # not as a context manager, which swallows errors
+            cast.remove()
             cam.activations_and_grads.release()
-        predicted = cam.outputs.argmax(-1).tolist()
+    maps = torch.cat(parts)
     if not maps.isfinite().all():
         raise ValueError(f'The maps of {method} contain values that are not numbers: try another method or layer.')
-    return maps, predicted if targets is None else [int(t) for t in targets]
+    return maps, logits
 
 
 class _Keep:
     """Copies what a layer returned, which later layers may overwrite, as float32, which numpy knows.
 
-    Of methods that run the model once for every channel, it keeps what they use: the first run.
+    Args:
+        all_runs: Whether all runs of the model are kept. Methods without gradients use the first run alone, and some
+            run the model once for every channel.
+
+    Attributes:
+        runs: Number of runs so far.
     """
 
-    def __init__(self, runs: int | None):
-        self.left = runs
+    def __init__(self, all_runs: bool):
+        self.all_runs, self.runs = all_runs, 0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                return x.new_empty(0)
-        return x.detach().float().clone()
+        self.runs += 1
+        return x.detach().float().clone() if self.all_runs or self.runs == 1 else x.new_empty(0)
 
 
 def _check_targets(model: nn.Module, count: int, targets: Sequence[int] | None) -> None:
@@ -105,16 +125,18 @@ def _check_targets(model: nn.Module, count: int, targets: Sequence[int] | None) 
 
 
 @torch.no_grad()
-def _check_layer(model: nn.Module, name: str, module: nn.Module, image: torch.Tensor) -> None:
+def _check_layer(model: nn.Module, name: str, module: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Check that the layer makes one map of each image, and return what the model answers."""
     outputs: list[object] = []
     handle = module.register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
-        logits = model(image)
+        logits = model(images)
     finally:
         handle.remove()
-    if not isinstance(logits, torch.Tensor) or logits.shape != (1, model.num_classes):
+    if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), model.num_classes):
         what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f'The network does not classify: for one image it returns {what}.')
+        raise ValueError(f'The network does not classify: for {len(images)} images it returns {what}.')
     if len(outputs) != 1:
         raise ValueError(f'The layer {name} runs {len(outputs)} times for an image, but it must run once.')
     check_map(outputs[0], name, model)
+    return logits

@@ -309,7 +309,7 @@ def plot_curves(results: Sequence[tuple[str, Sequence[StageCurves]]]) -> 'Figure
             ax.tick_params(labelsize=8)
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             title = f'stage {one.stage}: {one.place} ({one.kind})'
-            ax.set_title(f'{model}\n{title}' if quantity == 'z' else '', fontsize=8)
+            ax.set_title(f'{model}\n{title}'.replace('$', r'\$') if quantity == 'z' else '', fontsize=8)
         panels[0].set_ylabel(quantity)
         if quantity == rows[-1][2] and model == rows[-1][0]:
             for ax in panels:

@@ -62,13 +62,13 @@ def load_batches(
         on_unreadable: As for :func:`~timm_attn.predict.classify`.
 
     Yields:
-        The paths of a batch and its images (B, 3, H, W), on the device of the model.
+        The paths of a batch and its images (B, 3, H, W), on the device and in the type of the model.
 
     Raises:
         ValueError: If a file cannot be read as an image.
     """
     prepare = preparation(model)
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
     for start in range(0, len(paths), batch_size):
         names, images = [], []
         for path in paths[start : start + batch_size]:
@@ -81,7 +81,7 @@ def load_batches(
             else:
                 names.append(path)
         if images:
-            yield names, torch.stack(images).to(device)
+            yield names, torch.stack(images).to(weight.device, weight.dtype)
 
 
 def to_picture(model: nn.Module, image: torch.Tensor) -> torch.Tensor:

@@ -34,11 +34,11 @@ class PointingGame:
     """How much of the maps lies where it belongs.
 
     Attributes:
-        share: Mean share of a map's energy inside its own cell. Chance is 0.25.
+        share: Share of a map's energy inside its own cell: the mean over the maps of a mosaic, and then over the
+            mosaics. Chance is 0.25. NaN if no map has any energy.
         std_error: Standard error of the mean, over the mosaics, whose four maps are not independent.
         maps: Number of maps that count.
         empty: Number of maps without energy, which are left out.
-        gaussian: The same mean for a centred Gaussian in place of each map.
         mosaics: The mosaics, with which another model can play the same game.
     """
 
@@ -46,7 +46,6 @@ class PointingGame:
     std_error: float
     maps: int
     empty: int
-    gaussian: float
     mosaics: tuple[Mosaic, ...]
 
 
@@ -128,7 +127,12 @@ def grid_pointing_game(
         ValueError: As :func:`choose_mosaics` and :func:`class_activation_maps` do, or if no map has any energy.
     """
     chosen = choose_mosaics(model, samples, mosaics, seed) if isinstance(mosaics, int) else list(mosaics)
-    return score(chosen, mosaic_maps(model, chosen, method, layer))
+    game = score(chosen, [energy_shares(maps) for maps in mosaic_maps(model, chosen, method, layer)])
+    if not game.maps:
+        raise ValueError(
+            'None of the maps has any energy: nothing speaks for the classes. Try another method or layer.'
+        )
+    return game
 
 
 def mosaic_maps(
@@ -144,34 +148,19 @@ def mosaic_maps(
         yield class_activation_maps(model, image.expand(_CELLS, -1, -1, -1), mosaic.classes, method, layer)[0]
 
 
-def score(mosaics: Sequence[Mosaic], maps: Iterable[torch.Tensor]) -> PointingGame:
-    """Score maps.
+def score(mosaics: Sequence[Mosaic], shares: Sequence[torch.Tensor]) -> PointingGame:
+    """Score a game.
 
     Args:
         mosaics: The mosaics.
-        maps: Maps (4, 2H, 2W) of each, in the order of its cells.
-
-    Raises:
-        ValueError: If no map has any energy.
+        shares: What :func:`energy_shares` returns for the maps of each.
     """
-    means, gaussians = [], []
-    count = 0
-    for of_mosaic in maps:
-        shares = energy_shares(of_mosaic)
-        shares = shares[shares.isfinite()]
-        count += len(shares)
-        if len(shares):
-            means.append(shares.mean())
-        gaussian = centred_gaussian(*of_mosaic.shape[1:]).expand_as(of_mosaic)
-        gaussians.append(energy_shares(gaussian).mean())
-    if not means:
-        raise ValueError(
-            'None of the maps has any energy: nothing speaks for the classes. Try another method or layer.'
-        )
-    each = torch.stack(means)
+    table = torch.stack(list(shares))
+    each = table.nanmean(dim=1)
+    each = each[each.isfinite()]
     error = each.std().item() / len(each) ** 0.5 if len(each) > 1 else float('nan')
-    empty = _CELLS * len(mosaics) - count
-    return PointingGame(each.mean().item(), error, count, empty, torch.stack(gaussians).mean().item(), tuple(mosaics))
+    count = int(table.isfinite().sum())
+    return PointingGame(each.mean().item(), error, count, table.numel() - count, tuple(mosaics))
 
 
 def energy_shares(maps: torch.Tensor) -> torch.Tensor:

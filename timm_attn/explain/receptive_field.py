@@ -66,10 +66,12 @@ def receptive_field(model: nn.Module, batches: Iterable[torch.Tensor], layer: st
 
 
 def centred_squares(field: torch.Tensor, shares: Sequence[float] = SHARES) -> list[tuple[float, int, float]]:
-    """Smallest centred squares that hold some shares of a field.
+    """Smallest squares around the middle of a field that hold some shares of it.
 
-    The square is centred at (H // 2, W // 2), and its side is odd, as in the analysis of RepLKNet (arXiv 2203.06717),
-    which however takes the logarithm of the field first. What it has beyond the image is cut off.
+    The middle is the pixel with half of the field on either side. It need not be that of the image: the central
+    position of a ResNet's 7 x 7 map looks at pixel 96 of 224. The squares have odd sides, as in the analysis of
+    RepLKNet (arXiv 2203.06717), which takes the logarithm of the field first. What they have beyond the image is cut
+    off.
 
     Args:
         field: The field (H, W), not negative.
@@ -79,19 +81,25 @@ def centred_squares(field: torch.Tensor, shares: Sequence[float] = SHARES) -> li
         For each share itself, the side of the square in pixels, and the share of the area of the image that it covers.
     """
     height, width = field.shape
-    total = field.sum()
+    total, middle = field.sum(), _middle(field)
     found = []
     for share in shares:
-        for radius in range(max(height, width) // 2 + 1):
-            inside = _square(field, radius)
+        for radius in range(max(height, width)):
+            inside = _square(field, middle, radius)
             if inside.sum() >= share * total or inside.numel() == field.numel():
                 break
         found.append((share, min(2 * radius + 1, max(height, width)), inside.numel() / field.numel()))
     return found
 
 
-def _square(field: torch.Tensor, radius: int) -> torch.Tensor:
-    y, x = field.shape[0] // 2, field.shape[1] // 2
+def _middle(field: torch.Tensor) -> tuple[int, int]:
+    """Row and column that have half of a field on either side; unlike its mean, they ignore what is far away."""
+    y, x = (int((sums.cumsum(0) >= sums.sum() / 2).nonzero()[0]) for sums in (field.sum(1), field.sum(0)))
+    return y, x
+
+
+def _square(field: torch.Tensor, middle: tuple[int, int], radius: int) -> torch.Tensor:
+    y, x = middle
     return field[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
 
 
@@ -113,8 +121,9 @@ def plot_fields(fields: Sequence[tuple[str, torch.Tensor]]) -> 'Figure':
     for ax, (name, field) in zip(axes, fields, strict=True):
         image = ax.imshow((field / field.max()).pow(0.25).numpy(), cmap='magma', vmin=0, vmax=1)
         lines = []
+        y, x = _middle(field)
         for (share, side, area), colour in zip(centred_squares(field), _COLOURS, strict=True):
-            corner = (field.shape[1] // 2 - side / 2, field.shape[0] // 2 - side / 2)
+            corner = (x - side / 2, y - side / 2)
             ax.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, linewidth=1, linestyle='--'))
             lines.append(f'{100 * share:g} %: {side} px, {100 * area:.1f} % of the area')
         ax.set(xlim=(-0.5, field.shape[1] - 0.5), ylim=(field.shape[0] - 0.5, -0.5))

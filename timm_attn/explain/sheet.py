@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import nn
 
 from ..image_grid import GAP, LINE, SIDE, fitting, load_font
 from ..predict import class_labels
-from .cam import class_activation_maps
+from .cam import maps_and_logits
 from .images import load_batches, to_picture
 
 MOST_ROWS = 20
@@ -69,8 +68,8 @@ def explain(
         model: A classifier, whose ``pretrained_cfg`` says how images are prepared.
         paths: Image files.
         target: Index of the class that is asked for; by default the one that the model predicts for each image.
-        method: As for :func:`class_activation_maps`.
-        layer: As for :func:`class_activation_maps`.
+        method: As for :func:`~timm_attn.explain.class_activation_maps`.
+        layer: As for :func:`~timm_attn.explain.class_activation_maps`.
         batch_size: Images in a batch.
         on_unreadable: As for :func:`~timm_attn.predict.classify`.
 
@@ -78,16 +77,15 @@ def explain(
         The path of an image, and its explanation.
 
     Raises:
-        ValueError: As :func:`class_activation_maps` does, or if a file cannot be read.
+        ValueError: As :func:`~timm_attn.explain.class_activation_maps` does, or if a file cannot be read.
     """
     labels = class_labels(model)
     for names, images in load_batches(model, paths, batch_size, on_unreadable):
         asked = None if target is None else [target] * len(names)
-        maps, targets = class_activation_maps(model, images, asked, method, layer)
-        with torch.no_grad():
-            probabilities = model(images).softmax(-1)
-        top = probabilities.argmax(-1).tolist()
-        for name, image, cam, p, first, index in zip(names, images, maps, probabilities, top, targets, strict=True):
+        maps, logits = maps_and_logits(model, images, asked, method, layer)
+        top = logits.argmax(-1).tolist()
+        found = zip(names, images, maps, logits.float().softmax(-1), top, asked or top, strict=True)
+        for name, image, cam, p, first, index in found:
             picture = to_picture(model, image).permute(1, 2, 0).numpy()
             yield (
                 name,

@@ -48,12 +48,16 @@ def check_map(output: object, name: str, model: nn.Module) -> torch.Tensor:
     Raises:
         ValueError: If it is none.
     """
-    is_map = isinstance(output, torch.Tensor) and output.ndim == 4
-    if not isinstance(output, torch.Tensor) or not is_map or getattr(model, 'output_fmt', 'NCHW') != 'NCHW':
+    if not isinstance(output, torch.Tensor) or output.ndim != 4:
         what = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(
             f'The output of {name} is no map (B, C, H, W) but {what}: name a layer before pooling that returns one, '
             'or take a model with convolution maps.'
+        )
+    if getattr(model, 'output_fmt', 'NCHW') != 'NCHW':
+        raise ValueError(
+            f'{type(model).__name__} has maps with the channels last, (B, H, W, C): take a model whose maps are '
+            '(B, C, H, W).'
         )
     if output.shape[2] * output.shape[3] == 1:
         raise ValueError(
@@ -64,23 +68,29 @@ def check_map(output: object, name: str, model: nn.Module) -> torch.Tensor:
 
 @contextmanager
 def as_it_was(model: nn.Module) -> Iterator[None]:
-    """Context in which a model is in evaluation mode and its parameters take no gradients.
+    """Context in which a model is in evaluation mode, its parameters take no gradients, and nothing is checkpointed.
 
-    Afterwards the mode of every module, ``requires_grad`` and the gradients are what they were before.
+    Gradient checkpointing calls the parts of a stage and not the stage, whose hooks would then not run. Afterwards the
+    mode of every module, ``requires_grad``, the gradients and the checkpointing are what they were before.
 
     Args:
         model: The model.
     """
     modes = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    checkpointed = [module for module in model.modules() if getattr(module, 'grad_checkpointing', None) is True]
     try:
         model.eval()
+        for module in checkpointed:
+            module.grad_checkpointing = False
         for p, _, _ in parameters:
             p.requires_grad_(False)
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for module in checkpointed:
+            module.grad_checkpointing = True
         for p, requires_grad, grad in parameters:
             p.requires_grad_(requires_grad)
             p.grad = grad
