@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from timm_attn.cli import main
 from timm_attn.train.answers import BINS, Answers
-from timm_attn.train.budget import plan, seconds_of_epoch
+from timm_attn.train.budget import plan, seconds_of_epoch, sizes_of
 from timm_attn.train.compare_pictures import disagreements
 from timm_attn.train.compare_results import Network, Results
 from timm_attn.train.contestants import parse_contestant
@@ -111,7 +112,14 @@ def test_the_report(finished):
         assert f'{top1:.2f}' in page
         for text in ('Result', 'Cost', 'By class', 'Confusion', 'Calibration', 'How it was made', 'csa_resnet20_cifar'):
             assert text in page
-    assert 'timm-attn compare data --epochs 2' in html
+    assert 'timm-attn compare data --models resnet20_cifar csa_resnet20_cifar --seeds 2 ' in html
+    assert ' --epochs 2 ' in html
+    assert not re.search(r'--(output|experiment|workers|minutes)', html)
+    names = Answers.read(run / 'answers' / f'{MODELS[0]}.seed42.json').images
+    wrong = [name for name in names if f'| {name} | ' in markdown]
+    found = Results([Network(m, {42: Answers.read(run / 'answers' / f'{m}.seed42.json')}) for m in MODELS],
+                    'data', '', 0, {}, True, '', [], {})  # fmt: skip
+    assert sorted(wrong) == sorted(disagreements(found, 6))
     pictures = {path.suffix for path in (run / 'report_files').iterdir()}
     assert '.svg' in pictures
 
@@ -145,6 +153,13 @@ def test_a_network_that_fails_takes_no_other_with_it(copy, capsys):
     """Added to a comparison that is finished; its width has no SCSA."""
     assert compare('--resume', copy, '--models', *MODELS, 'rexnet_100+scsa', '--no-pretrained') == 2
     assert 'has pretrained: True' in capsys.readouterr().err  # the recipe stays
+    for option, was in (
+        (('--img-size', 64), 'no img_size'),
+        (('--minutes', 5), 'no minutes'),
+        (('--lr', 1), 'lr: 0.003'),
+    ):
+        assert compare('--resume', copy, *option) == 2
+        assert f'has {was}. Start a new run to change it' in capsys.readouterr().err
     assert compare('--resume', copy, '--models', *MODELS, 'resnetv2_18+gc@slot') == 2
     err = capsys.readouterr().err
     assert err.count('\n') == 1
@@ -153,6 +168,17 @@ def test_a_network_that_fails_takes_no_other_with_it(copy, capsys):
     assert [set(network) >= {'top1'} for network in found] == [True, True, False]
     assert found[2]['failures'].keys() == {'42', '43'}
     assert 'failed' in (copy / 'report.html').read_text()
+
+
+def test_costs_are_relative_to_the_first_network(copy):
+    assert compare('--resume', copy, '--models', *reversed(MODELS)) == 0
+    csa, plain = results()['networks']
+    assert csa['network'] == MODELS[1]
+    assert csa['cost']['inference'] == csa['cost']['memory'] == 1
+    assert not csa['cost']['relative']
+    assert plain['cost']['relative']
+    command = 'timm-attn compare data --models csa_resnet20_cifar resnet20_cifar --seeds 2 '
+    assert command in (copy / 'report.html').read_text()
 
 
 def test_a_damaged_answer_is_tested_again(copy):
@@ -218,12 +244,22 @@ def test_a_child_ends_with_the_output(tmp_path, monkeypatch):
         raise BrokenPipeError
 
     monkeypatch.setattr(children, 'print', broken, raising=False)
+    monkeypatch.setenv('SLURM_NTASKS', '4')  # a run is not one of four that train together
+    environments = []
     started = []
     real = subprocess.Popen
-    monkeypatch.setattr(children.subprocess, 'Popen', lambda *a, **k: started.append(real(*a, **k)) or started[-1])
+
+    def start(*args, **kwargs):
+        environments.append(kwargs['env'])
+        started.append(real(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(children.subprocess, 'Popen', start)
     with pytest.raises(BrokenPipeError):
         children.Children(tmp_path, 1, torch.device('cpu')).finetune(tmp_path / 'run', ['--help'], 0)
     assert started[0].poll() is not None
+    assert 'SLURM_NTASKS' not in environments[0]
+    assert environments[0]['PATH'] == os.environ['PATH']
 
 
 def test_other_images_are_refused(copy, capsys):
@@ -415,6 +451,22 @@ def test_names_of_networks():
     ]
     assert parse_contestant('hf-hub:a/b+c').model == 'hf-hub:a/b+c'
     assert '/' not in parse_contestant('hf-hub:a/b').folder
+
+
+def test_a_budget_counts_whole_rounds():
+    """Two runs on eight GPUs take as long as one; six on four as long as two."""
+    for runs, jobs, rounds in ((2, 8, 1), (6, 4, 2), (6, 1, 6)):
+        chosen = plan(60, lambda size, runs=runs: 60.0 * runs, [224], epochs=1000, runs=runs, jobs=jobs)
+        assert chosen.epochs == pytest.approx(54 / rounds, abs=1)
+
+
+def test_a_budget_chooses_a_size_that_all_models_take():
+    chosen = plan(20, lambda size: 300 if size == 224 else float('inf'), (224, 192, 160), epochs=40, runs=6, jobs=1)
+    assert (chosen.image_size, chosen.epochs) == (224, 3)
+    models = [timm.create_model(name) for name in ('resnet18', 'vit_tiny_patch16_224')]
+    assert sizes_of(models, None) == [224]
+    assert sizes_of(models[:1], None) == [224, 192, 160, 128, 96]
+    assert sizes_of(models, 160) == [160]
 
 
 @pytest.mark.parametrize(('minutes', 'size', 'epochs'), [(1000, 224, 40), (70, 224, 12), (20, 128, 10), (8, 96, 6)])

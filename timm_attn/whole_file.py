@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_UMASK = os.umask(0)  # to read it is to set it, which would reach other threads
+os.umask(_UMASK)
+
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     """Write a file under another name, and give it its own once it is complete.
@@ -36,6 +39,4 @@ def write_json(path: str | Path, content: Any, indent: int | None = None) -> Non
 
 def give_usual_permissions(path: Path) -> None:
     """Give a file the permissions of any new file; safetensors and temporary files let only their owner read them."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    path.chmod(0o666 & ~_UMASK)

@@ -17,7 +17,6 @@ def add_parsers(commands) -> None:
 
 def compare_models(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Train, test and report."""
-    command = ['timm-attn', *args.argv]
     args = parse(parser, args.argv[1:])
     if not args.models:
         raise UsageError('name the models: timm-attn compare DIR --models resnet18 csa_resnet18')
@@ -28,4 +27,4 @@ def compare_models(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     for one in parse_contestants(args.models):
         check_model(one.kwargs.get('backbone', one.model))
 
-    return run_training(partial(compare, args, command))
+    return run_training(partial(compare, args))

@@ -42,7 +42,6 @@ def intervals(
     xlabel: str,
     reference: float | None = None,
     *,
-    alt: str = '',
     caption: str = '',
 ) -> Figure:
     """Values with their intervals, one row each, from the top.
@@ -51,7 +50,6 @@ def intervals(
         rows: Label, value, and the ends of its interval.
         xlabel: What the values are.
         reference: Where to draw a line to compare with.
-        alt: What it shows in words; the values if empty.
         caption: Caption of the figure.
     """
     figure, axes = new_axes(45 + 26 * len(rows))
@@ -64,7 +62,7 @@ def intervals(
     name_rows(axes, [label for label, *_ in rows])
     label_axes(axes, xlabel)
     said = '; '.join(f'{label} {value:.4g} ({low:.4g} to {high:.4g})' for label, value, low, high in rows)
-    return finish(figure, alt or f'{xlabel}: {said}', caption)
+    return finish(figure, f'{xlabel}: {said}', caption)
 
 
 @styled
@@ -74,7 +72,6 @@ def scatter(
     ylabel: str,
     *,
     log_x: bool = False,
-    alt: str = '',
     caption: str = '',
 ) -> Figure:
     """Points with their names and, if known, intervals.
@@ -84,7 +81,6 @@ def scatter(
         xlabel: What x is.
         ylabel: What y is.
         log_x: Whether x is logarithmic.
-        alt: What it shows in words; the values if empty.
         caption: Caption of the figure.
     """
     figure, axes = new_axes(290)
@@ -111,7 +107,7 @@ def scatter(
         legend(figure, axes)
     name_points(figure, axes, points)
     said = '; '.join(f'{label} ({x:.4g}, {y:.4g})' for label, x, y, *_ in points)
-    return finish(figure, alt or f'{ylabel} over {xlabel}: {said}', caption)
+    return finish(figure, f'{ylabel} over {xlabel}: {said}', caption)
 
 
 @styled
@@ -121,7 +117,6 @@ def lines(
     ylabel: str,
     *,
     bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
-    alt: str = '',
     caption: str = '',
 ) -> Figure:
     """Curves.
@@ -131,7 +126,6 @@ def lines(
         xlabel: What x is.
         ylabel: What y is.
         bands: Label -> lower and upper ends of y, at the same x.
-        alt: What it shows in words; the last values if empty.
         caption: Caption of the figure.
     """
     figure, axes = new_axes(250)
@@ -143,7 +137,7 @@ def lines(
     whole_ticks(axes, [x for xs, _ in series.values() for x in xs])
     legend(figure, axes)
     said = '; '.join(f'{label} ends at {ys[-1]:.4g}' for label, (_, ys) in series.items() if len(ys))
-    return finish(figure, alt or f'{ylabel} over {xlabel}: {said}', caption)
+    return finish(figure, f'{ylabel} over {xlabel}: {said}', caption)
 
 
 @styled
@@ -153,7 +147,6 @@ def confusion(
     *,
     xlabel: str = 'predicted',
     ylabel: str = 'label',
-    alt: str = '',
     caption: str = '',
 ) -> Figure:
     """How the images of each class, one row each, were classified: colour and, of few classes, percent of the row.
@@ -163,7 +156,6 @@ def confusion(
         labels: Names of the classes.
         xlabel: What the columns are.
         ylabel: What the rows are.
-        alt: What it shows in words; the share on the diagonal if empty.
         caption: Caption of the figure.
     """
     from matplotlib.patches import PathPatch
@@ -191,7 +183,7 @@ def confusion(
     label_axes(axes, xlabel, ylabel)
     axes.grid(False)
     said = '; '.join(f'{label} {100 * shares[i][i]:.0f} % right' for i, label in enumerate(labels))
-    return finish(figure, alt or f'Confusion matrix: {said}', caption)
+    return finish(figure, f'Confusion matrix: {said}', caption)
 
 
 @styled
@@ -200,7 +192,6 @@ def reliability(
     *,
     xlabel: str = 'confidence',
     ylabel: str = 'accuracy',
-    alt: str = '',
     caption: str = '',
 ) -> Figure:
     """Whether models are right as often as they are confident, with the diagonal where both are equal.
@@ -209,7 +200,6 @@ def reliability(
         models: Label -> bins: mean confidence, accuracy, both from 0 to 1, and the number of images.
         xlabel: What x is.
         ylabel: What y is.
-        alt: What it shows in words; the values if empty.
         caption: Caption of the figure.
     """
     figure, axes = new_axes(310)
@@ -224,7 +214,7 @@ def reliability(
         f'{label}: ' + ', '.join(f'{accuracy:.2f} at {confidence:.2f}' for confidence, accuracy, count in bins if count)
         for label, bins in models.items()
     )
-    return finish(figure, alt or f'{ylabel} at each {xlabel}. {said}', caption)
+    return finish(figure, f'{ylabel} at each {xlabel}. {said}', caption)
 
 
 @styled
@@ -233,7 +223,6 @@ def bars(
     series: Mapping[str, Sequence[float | None]],
     xlabel: str,
     *,
-    alt: str = '',
     caption: str = '',
 ) -> Figure:
     """Horizontal bars, in groups, such as the accuracy on each class of several models.
@@ -242,7 +231,6 @@ def bars(
         labels: Labels of the groups, from the top.
         series: Label -> a value for each group, or None.
         xlabel: What the values are.
-        alt: What it shows in words; the values if empty.
         caption: Caption of the figure.
     """
     thick = 0.8 / max(1, len(series))
@@ -259,4 +247,4 @@ def bars(
         + ', '.join(f'{name} {value:.4g}' for name, value in zip(labels, values, strict=True) if value is not None)
         for label, values in series.items()
     )
-    return finish(figure, alt or f'{xlabel}. {said}', caption)
+    return finish(figure, f'{xlabel}. {said}', caption)

@@ -50,7 +50,8 @@ def plan(
 
     Args:
         minutes: The budget.
-        seconds: Size of the images -> time of an epoch of all runs, one after the other.
+        seconds: Size of the images -> time of an epoch of all runs, one after the other; infinite where a model does
+            not take them.
         sizes: Sizes to choose from, the largest first.
         epochs: Epochs that were asked for, which are not exceeded.
         runs: Number of runs.
@@ -61,9 +62,12 @@ def plan(
     """
     rounds = math.ceil(runs / jobs)
     available = 60 * minutes * _SPARE - rounds * _START
-    best = None
+    best, smallest, fastest = None, sizes[0], math.inf
     for size in sizes:
-        epoch = seconds(size) / jobs
+        epoch = seconds(size) * rounds / runs
+        if epoch == math.inf:
+            continue
+        smallest, fastest = size, epoch
         fit = min(epochs, int(max(available, 0) / epoch))
         if best is None or fit > best.epochs:
             best = Plan(size, fit, (fit * epoch + rounds * _START) / 60)
@@ -71,20 +75,23 @@ def plan(
             break
     assert best is not None
     if best.epochs < min(_FEWEST, epochs):
-        needed = math.ceil((_FEWEST * epoch + rounds * _START) / 60 / _SPARE)
+        needed = math.ceil((_FEWEST * fastest + rounds * _START) / 60 / _SPARE)
         raise RunError(
-            f'--minutes {minutes:g} is too short for {runs} runs: {_FEWEST} epochs at {sizes[-1]} px need about '
+            f'--minutes {minutes:g} is too short for {runs} runs: {_FEWEST} epochs at {smallest} px need about '
             f'{needed} minutes. Give more, or fewer --models or --seeds.'
         )
     return best
 
 
 def sizes_of(models: Sequence[nn.Module], asked: int | None) -> list[int]:
-    """Image sizes to choose from: the one that was asked for, or shares of the smallest of the models' own."""
+    """Image sizes to choose from: the one that was asked for, or shares of the smallest of the models' own.
+
+    Of a model that takes images of one size only, it is that one.
+    """
     if asked:
         return [asked]
     own = min(model.pretrained_cfg['input_size'][-1] for model in models)
-    if own <= 64:
+    if own <= 64 or any(model.pretrained_cfg.get('fixed_input_size') for model in models):
         return [own]
     return list(dict.fromkeys(32 * round(own * share / 32) for share in _SHARES))
 

@@ -15,9 +15,8 @@ from ..printable import printable
 from .options import RunError
 from .run_lock import lock_folder
 
-
-class RunFailed(RunError):
-    """A run that ended with an error; the message is its last line."""
+_OF_OTHERS = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'SLURM_NTASKS', 'SLURM_PROCID')
+"""What tells timm that a process is one of several that train together. In a job of Slurm a run would wait for them."""
 
 
 class Children:
@@ -44,7 +43,7 @@ class Children:
             place: Which of the runs at the same time it is, from 0.
 
         Raises:
-            RunFailed: If it ends with an error.
+            RunError: If it ends with an error; the message is its last line.
             KeyboardInterrupt: If the user stopped it.
         """
         with (self._folder / f'{run.name}.log').open('a', encoding='utf-8') as log:
@@ -77,7 +76,7 @@ class Children:
         if status:
             killed = f'it was ended by signal {-status}; for lack of memory?'
             reason = error or (killed if status < 0 else f'it ended with status {status}')
-            raise RunFailed(f'{reason} (see {self._folder / f"{run.name}.log"})')
+            raise RunError(f'{reason} (see {self._folder / f"{run.name}.log"})')
 
     def stop(self) -> None:
         """End what is running; a run loses the epoch that it is in."""
@@ -88,7 +87,7 @@ class Children:
             _end(child)
 
     def _environment(self, place: int) -> dict[str, str]:
-        environment = dict(os.environ)
+        environment = {key: value for key, value in os.environ.items() if key not in _OF_OTHERS}
         if self._device.type == 'cuda' and self._device.index is None:
             visible = environment.get('CUDA_VISIBLE_DEVICES')
             names = visible.split(',') if visible else [str(i) for i in range(torch.cuda.device_count())]

@@ -6,10 +6,12 @@ it, and a comparison that was stopped at any point resumes.
 
 import argparse
 import logging
+import math
+import os
 import queue
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -29,8 +31,9 @@ from . import budget
 from .answers import Answers
 from .checkpoints import saving, write_options, write_text
 from .children import Children
-from .compare_costs import read_or_measure
-from .compare_pictures import draw_disagreements
+from .compare_costs import Cost, read_or_measure
+from .compare_options import command_of
+from .compare_pictures import show_disagreements
 from .compare_report import make_page
 from .compare_results import Network, Results
 from .contestants import Contestant, parse_contestants
@@ -48,12 +51,11 @@ _logger = logging.getLogger(__name__)
 _LAST = 'last.pth.tar'
 
 
-def compare(args: argparse.Namespace, command: Sequence[str]) -> Path:
+def compare(args: argparse.Namespace) -> Path:
     """Run a comparison, or what is left of it.
 
     Args:
         args: Options of :mod:`timm_attn.train.compare_options`.
-        command: Words of the command, for the report.
 
     Returns:
         Folder of the comparison: ``report.html`` and ``report.md``, ``results.json``, and ``runs`` with a folder of
@@ -80,7 +82,7 @@ def compare(args: argparse.Namespace, command: Sequence[str]) -> Path:
         with saving(folder):
             folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(lock_folder(folder))
-        comparison = _Comparison(args, list(command), folder, contestants, data)
+        comparison = _Comparison(args, folder, contestants, data)
         comparison.prepare()
         comparison.train_and_test()
         comparison.report()
@@ -122,7 +124,7 @@ def _open_data(args: argparse.Namespace, folder: Path) -> _Data:
     train, test, classes = open_folder(root, args.train_split, args.val_split, args.val_fraction, draw)
     split = split_of(train, test, root)
     if before:
-        before.check(split, folder, args.data_dir, 'as for timm-attn finetune')
+        before.check(split, folder, args.data_dir, 'start a new comparison')
     held_out = train.reader.root == test.reader.root
     paths = [path for path, _ in train.reader.samples]
     return _Data(paths, list(test.reader.samples), classes, Path(test.reader.root), split, held_out)
@@ -134,7 +136,6 @@ class _Comparison:
 
     Attributes:
         args: Options.
-        command: Words of the command.
         folder: Folder of the comparison.
         contestants: The networks.
         data: The images.
@@ -142,7 +143,6 @@ class _Comparison:
     """
 
     args: argparse.Namespace
-    command: list[str]
     folder: Path
     contestants: list[Contestant]
     data: _Data
@@ -190,6 +190,9 @@ class _Comparison:
                 models[one.label] = self._build(one)
             except Exception as e:  # what fails here fails in its run, which reports it
                 _logger.warning(f'{one.label} takes no part in the estimate of time: {e}')
+        if not models:
+            raise RunError('No model could be built, so that --minutes cannot be kept.')
+        sizes = budget.sizes_of(list(models.values()), args.img_size)
         autocast = partial(torch.autocast, self.device.type, getattr(torch, args.amp_dtype), enabled=args.amp)
         counts = len(self.data.train), len(self.data.test)
 
@@ -200,6 +203,9 @@ class _Comparison:
                 try:
                     total += budget.seconds_of_epoch(model, args, counts, reading, size, self.device, autocast)
                 except Exception as e:
+                    if size != sizes[0]:
+                        _logger.warning(f'{label} does not take images of {size} pixels: {e}')
+                        return math.inf
                     _logger.warning(f'{label} takes no part in the estimate of time: {e}')
                     del models[label]
             if not models:
@@ -207,12 +213,27 @@ class _Comparison:
             return total * args.seeds
 
         runs = len(self.contestants) * args.seeds
-        sizes = budget.sizes_of(list(models.values()), args.img_size)
-        chosen = budget.plan(args.minutes, seconds, sizes, args.epochs, runs, self._jobs)
+        with self._threads_of_a_run():
+            chosen = budget.plan(args.minutes, seconds, sizes, args.epochs, runs, self._at_once)
         args.img_size, args.epochs = chosen.image_size, chosen.epochs
         print(f'{self._plan}: about {chosen.minutes:.0f} minutes for {runs} runs', flush=True)
         models.clear()
         self._free()
+
+    @property
+    def _at_once(self) -> int:
+        """Runs that do not wait for each other: one on each GPU, and on a CPU those that share its cores."""
+        return self._jobs if self.device.type == 'cpu' else min(self._jobs, max(1, self._gpus))
+
+    @contextmanager
+    def _threads_of_a_run(self) -> Iterator[None]:
+        """Context with as many threads as one of several runs has on a CPU."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, min(threads, (os.cpu_count() or 1) // self._jobs)))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     @property
     def _plan(self) -> str:
@@ -333,24 +354,41 @@ class _Comparison:
             recipe=recipe_of(args),
             pretrained=args.pretrained,
             plan=self._plan,
-            command=self.command,
+            command=command_of(args),
             machine=machine(self.device),
         )
-        measured = {one: self._size(one) for one in self.contestants if self._tested_seed(one) is not None}
-        costs = read_or_measure(self.folder / 'costs.json', measured, self._build, self.device)
+        self._write(results)  # before what may fail for want of memory
+        costs = self._costs(results)
         for network in networks:
             network.cost = costs.get(network.label)
+        self._write(results)
+        disagreements, without = show_disagreements(results, self._load, self.data.root, args.pictures)
         with saving(self.folder):
-            write_json(self.folder / 'results.json', results.as_dict(), indent=1)
-        pictures, without = draw_disagreements(results, self._load, self.data.root, args.pictures)
-        with saving(self.folder):
-            write_page(make_page(results, pictures, without), self.folder)
+            write_page(make_page(results, disagreements, without), self.folder)
         print(results.as_text())
         print(
             f'{self.folder / "report.html"}: open it in a browser; report.md is the same for a model card', flush=True
         )
         if self.failures:
             raise RunError(f'{len(self.failures)} of {len(networks) * args.seeds} runs failed. {self._reasons}')
+
+    def _write(self, results: Results) -> None:
+        with saving(self.folder):
+            write_json(self.folder / 'results.json', results.as_dict(), indent=1)
+
+    def _costs(self, results: Results) -> dict[str, Cost]:
+        """Costs of the networks that have results; none where they cannot be measured."""
+        tested = {network.label for network in results.finished}
+        try:
+            sizes = {
+                one: self.args.img_size or self._build(one).pretrained_cfg['input_size'][-1]
+                for one in self.contestants
+                if one.label in tested
+            }
+            return read_or_measure(self.folder / 'costs.json', sizes, self._build, self.device)
+        except Exception as e:  # such as too little memory; the results must not be lost for it
+            _logger.warning(f'The costs cannot be measured: {e}')
+            return {}
 
     @property
     def _reasons(self) -> str:
@@ -367,17 +405,8 @@ class _Comparison:
             failures={seed: why for (label, seed), why in self.failures.items() if label == one.label},
         )
 
-    def _tested_seed(self, one: Contestant) -> int | None:
-        """First seed of a network with a result."""
-        return next((seed for seed in self.seeds if self._answers(one, seed)), None)
-
-    def _size(self, one: Contestant) -> int:
-        """Side of the images that a network was trained on."""
-        return self.args.img_size or self._load(one.label).pretrained_cfg['input_size'][-1]
-
-    def _load(self, label: str) -> nn.Module:
+    def _load(self, network: Network) -> nn.Module:
         """A trained network, of its first seed with a result."""
-        one = next(one for one in self.contestants if one.label == label)
-        seed = self._tested_seed(one)
-        assert seed is not None
-        return load_run(self._run(one, seed), self.data.classes, _LAST)[0].to(self.device)
+        one = next(one for one in self.contestants if one.label == network.label)
+        run = self._run(one, next(iter(network.answers)))
+        return load_run(run, self.data.classes, _LAST)[0].to(self.device)

@@ -5,13 +5,12 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from ..models.info import count_cost
-from ..timing import calibrate_norms, inference, peak_memory, ratio, take_turns, training
+from ..timing import calibrate_norms, inference, machine, peak_memory, ratio, take_turns, training
 from ..whole_file import write_json
 from .contestants import Contestant
 
@@ -47,10 +46,6 @@ class Cost:
     memory: float
     relative: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
 
 def read_or_measure(
     file: Path,
@@ -58,7 +53,7 @@ def read_or_measure(
     build: Callable[[Contestant], nn.Module],
     device: torch.device,
 ) -> dict[str, Cost]:
-    """Costs of networks, from a file if it has those of the same networks.
+    """Costs of networks, from a file if it has those of the same networks, in this order and on this device.
 
     Args:
         file: Where they are kept.
@@ -67,9 +62,9 @@ def read_or_measure(
         device: Where they run.
 
     Returns:
-        The cost by label; a network that cannot be measured is left out with a warning.
+        The cost by label; a network that cannot be measured is left out with a warning, and measured again next time.
     """
-    key = dict(sizes={one.label: size for one, size in sizes.items()}, device=str(device))
+    key = dict(sizes=[[one.label, size] for one, size in sizes.items()], device=machine(device)['device'])
     try:
         kept = json.loads(file.read_text(encoding='utf-8'))
         if kept['key'] == key:
@@ -77,7 +72,8 @@ def read_or_measure(
     except (OSError, ValueError, TypeError, KeyError):
         pass
     costs = _measure(sizes, build, device)
-    write_json(file, dict(key=key, costs={label: cost.as_dict() for label, cost in costs.items()}), indent=1)
+    if len(costs) == len(sizes):
+        write_json(file, dict(key=key, costs={label: asdict(cost) for label, cost in costs.items()}), indent=1)
     return costs
 
 

@@ -1,6 +1,7 @@
 """Options of ``timm-attn compare``: those of ``finetune``, with several models and seeds."""
 
 import argparse
+from pathlib import Path
 
 from . import finetune_options, options
 from .argument_types import integer, positive, positive_int, text
@@ -51,3 +52,22 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     args = options.parse(parser, argv, sorted(kept), CONSTANT, _OF_ONE_RUN)
     finetune_options.check(args)
     return args
+
+
+def command_of(args: argparse.Namespace) -> list[str]:
+    """Words of a command that makes a comparison again, without what belongs to a machine.
+
+    Args:
+        args: Options of the comparison, with what a budget has chosen.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    left_out = {*_FREE, 'resume', 'config', 'data_dir', 'pretrained_path', 'minutes'} - {'models', 'seeds'}
+    given = {name: getattr(args, name) for name, value in defaults.items() if name not in left_out}
+    words = ['timm-attn', 'compare', Path(args.data_dir).resolve().name]
+    for name, value in given.items():
+        if value is not None and value != defaults[name]:
+            first, *more = options.words_of(name, value)
+            words += [first, *more] if '=-' in first else [*first.split('=', 1), *more]
+    return words

@@ -2,14 +2,14 @@
 
 import io
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
 
-from ..explain.sheet import draw_sheet, explain
-from ..report import Picture
-from .compare_results import Results
+from ..explain.sheet import MOST_ROWS, draw_sheet, explain
+from ..report import Block, Column, Picture, Table, Text
+from .compare_results import Network, Results
 
 
 def disagreements(results: Results, most: int) -> list[str]:
@@ -34,31 +34,55 @@ def disagreements(results: Results, most: int) -> list[str]:
     return list(dict.fromkeys(order))[:most]
 
 
-def draw_disagreements(
-    results: Results, load: Callable[[str], nn.Module], root: Path, most: int
-) -> tuple[list[Picture], dict[str, str]]:
-    """Draw the images on which the networks disagree.
+def show_disagreements(
+    results: Results, load: Callable[[Network], nn.Module], root: Path, most: int
+) -> tuple[list[Block], dict[str, str]]:
+    """Show the images on which the networks disagree.
 
     Args:
         results: The results.
-        load: Loads the network with a label, of its first seed.
+        load: Loads a network, of its first seed.
         root: Folder of the test images.
-        most: Most images to draw.
+        most: Most images to show.
 
     Returns:
-        The picture, if there is one, and the networks without maps: why they have none.
+        What the report shows, nothing if there are no such images; and the networks without maps: why they have none.
     """
     names = disagreements(results, most) if most and len(results.finished) > 1 else []
-    paths = [str(root / name) for name in names]
+    if not names:
+        return [], {}
     columns, without = {}, {}
-    for network in results.finished if names else ():
+    for network in results.finished:
         try:
-            columns[network.label] = [explanation for _, explanation in explain(load(network.label), paths)]
+            paths = [str(root / name) for name in names]
+            columns[network.label] = [explanation for _, explanation in explain(load(network), paths)]
         except Exception as e:  # a transformer has no maps; the report must not be lost for it
             without[network.label] = str(e)
+    text = 'Test images that one network gets right and another one wrong, in their first seed.'
     if not columns:
-        return [], without
-    file = io.BytesIO()
-    draw_sheet(list(columns), list(zip(names, zip(*columns.values(), strict=True), strict=True)), file)
-    alt = f'Images on which the networks disagree, each with the Grad-CAM of {", ".join(columns)}'
-    return [Picture(file.getvalue(), alt)], without
+        return [Text(text), _table(results, names)], without
+    rows = list(zip(names, zip(*columns.values(), strict=True), strict=True))
+    pictures = []
+    for start in range(0, len(rows), MOST_ROWS):
+        file = io.BytesIO()
+        draw_sheet(list(columns), rows[start : start + MOST_ROWS], file)
+        alt = f'Grad-CAM of {", ".join(columns)} for the images in the table'
+        pictures.append(Picture(file.getvalue(), alt))
+    text += ' The Grad-CAM is that of the predicted class: red is where the network found evidence for it.'
+    return [Text(text), *pictures, _table(results, names)], without
+
+
+def _table(results: Results, names: Sequence[str]) -> Table:
+    """What the networks answered, in words."""
+    first = [next(iter(network.answers.values())) for network in results.finished]
+    columns = [Column('image', 'image'), Column('true', 'class')]
+    columns += [Column(f'answer {i}', network.label) for i, network in enumerate(results.finished)]
+    rows = []
+    for name in names:
+        row = dict(image=name)
+        for i, answers in enumerate(first):
+            at = answers.images.index(name)
+            row['true'] = answers.labels[answers.true[at]]
+            row[f'answer {i}'] = f'{answers.labels[answers.predicted[at]]}, {100 * answers.confidence[at]:.0f} %'
+        rows.append(row)
+    return Table(columns, rows, 'Images on which the networks disagree, with their answers')

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from .. import __version__
-from ..report import Block, Cell, Code, Column, Page, Picture, Section, Table, Text
+from ..report import Block, Cell, Code, Column, Page, Section, Table, Text
 from ..report.figures import intervals, scatter
 from .answers import BINS
 from .compare_results import Network, Results
@@ -13,12 +13,12 @@ from .report_blocks import class_blocks, confusion_figures, curves_figures, reci
 _NOTES = {'higher': 'better', 'lower': 'worse'}
 
 
-def make_page(results: Results, pictures: Sequence[Picture] = (), without: Mapping[str, str] | None = None) -> Page:
+def make_page(results: Results, disagreements: Sequence[Block] = (), without: Mapping[str, str] | None = None) -> Page:
     """The report of a comparison.
 
     Args:
         results: What it has found.
-        pictures: Images on which the networks disagree.
+        disagreements: The images on which the networks disagree.
         without: Networks that have no maps: why.
     """
     finished = results.finished
@@ -30,7 +30,7 @@ def make_page(results: Results, pictures: Sequence[Picture] = (), without: Mappi
         Section('By class', class_blocks(answers)),
         Section('Confusion', confusion_figures(answers)),
         Section('Calibration', _calibration(results, answers)),
-        Section('Where they disagree', _disagreements(pictures, without or {})),
+        Section('Where they disagree', [*disagreements, *_without_maps(without or {})]),
         Section('How it was made', _how(results)),
     ]
     where = ', '.join(f'{key} {value}' for key, value in results.machine.items() if value)
@@ -73,16 +73,12 @@ def _result(results: Results) -> list[Block]:
     rows = [_row(results, network) for network in results.networks]
     blocks: list[Block] = [Table(columns, rows, 'Accuracy on the test images'), Text(_how_to_read(results))]
     drawn = [(n.label, n.mean, *_bounds(n)) for n in results.finished]
-    figure = intervals(
-        drawn, 'top-1 (%): mean, lowest and highest seed', reference.mean if reference.answers else None,
-        alt='Accuracy of each network with the range over its seeds',
-    )  # fmt: skip
-    blocks.append(figure)
+    of_reference = reference.mean if reference.answers else None
+    blocks.append(intervals(drawn, 'top-1 (%): mean, lowest and highest seed', of_reference))
     found = [(n.label, d) for n in results.finished if (d := results.difference(n)) and d.low is not None]
     if found:
         rows_of = [(label, d.mean, d.low or 0.0, d.high or 0.0) for label, d in found]
-        alt = f'Difference of each network to {reference.label} with its 95 % interval'
-        blocks.append(intervals(rows_of, 'difference (points of top-1)', 0.0, alt=alt))
+        blocks.append(intervals(rows_of, 'difference (points of top-1)', 0.0))
     seeds = _seeds(results)
     of_runs = [Column('network', 'network'), *(Column(str(seed), f'seed {seed}', 2, '%') for seed in seeds)]
     runs = [{'network': n.label, **{str(seed): a.top1 for seed, a in n.answers.items()}} for n in results.finished]
@@ -120,7 +116,7 @@ def _how_to_read(results: Results) -> str:
     others = len(results.finished) - 1
     many = (
         f' With {others} networks against one, the chance that at least one interval excludes zero although nothing '
-        f'differs grows to about {min(5 * others, 100)} %.'
+        f'differs is up to {min(5 * others, 100)} %.'
         if others > 1
         else ''
     )
@@ -166,9 +162,7 @@ def _cost(results: Results) -> list[Block]:
         points.append((network.label, cost.inference, network.mean, *_bounds(network), ''))
     return [
         Table(columns, rows, f'Cost; times and memory relative to {first}, with the range over the turns'),
-        scatter(
-            points, f'time of a forward pass relative to {first}', 'top-1 (%)', alt='Accuracy and time of each network'
-        ),
+        scatter(points, f'time of a forward pass relative to {first}', 'top-1 (%)'),
     ]
 
 
@@ -189,15 +183,8 @@ def _calibration(results: Results, answers: dict) -> list[Block]:
     return [Text(text), Table(columns, rows, 'Calibration'), *reliability_figures(answers)]
 
 
-def _disagreements(pictures: Sequence[Picture], without: Mapping[str, str]) -> list[Block]:
-    notes = [Text(f'**{label}** has no maps: {why}') for label, why in without.items()]
-    if not pictures:
-        return [*notes]
-    text = (
-        'Test images that one network gets right and another one wrong, in their first seed, with the Grad-CAM of the '
-        'predicted class: red is where the network found evidence for it.'
-    )
-    return [Text(text), *pictures, *notes]
+def _without_maps(without: Mapping[str, str]) -> list[Block]:
+    return [Text(f'**{label}** has no maps: {why}') for label, why in without.items()]
 
 
 def _how(results: Results) -> list[Block]:

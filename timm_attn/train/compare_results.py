@@ -1,7 +1,7 @@
 """What a comparison has found, as numbers and as text."""
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .answers import Answers, mean_per_class
@@ -118,7 +118,7 @@ class Results:
             if found := self.difference(network):
                 one |= dict(difference=found.mean, low=found.low, high=found.high, verdict=found.words)
             if network.cost:
-                one |= dict(cost=network.cost.as_dict())
+                one |= dict(cost=asdict(network.cost))
             if network.failures:
                 one |= dict(failures={str(seed): why for seed, why in network.failures.items()})
             networks.append(one)

@@ -149,10 +149,11 @@ def _open_data(args: argparse.Namespace, classes_before: list[str] | None, folde
     _check_classes(args, classes_before or classes, classes)
     split = split_of(train, val, args.data_dir)
     if before:
-        weights = (
-            f'--model local-dir:{folder / "model"} if it has ended, else --pretrained-path {folder / "last.pth.tar"}'
+        otherwise = (
+            f'start a new run from its weights: --model local-dir:{folder / "model"} if it has ended, else '
+            f'--pretrained-path {folder / "last.pth.tar"}'
         )
-        before.check(split, folder, args.data_dir, weights)
+        before.check(split, folder, args.data_dir, otherwise)
     return Data(train, val, classes, split)
 
 

@@ -122,7 +122,7 @@ def parse(
     Raises:
         RunError: If a file cannot be read or has other options, or a run cannot be resumed with these options.
     """
-    args = parser.parse_args(argv)
+    args, defaults = parser.parse_args(argv), vars(parser.parse_args([]))
     run = {}
     if args.resume:
         if not Path(args.resume).exists():
@@ -141,9 +141,11 @@ def parse(
     args = parser.parse_args(argv, argparse.Namespace(**of_run))
     if odd := [key for key, value in vars(args).items() if value == []]:  # what argparse makes of --epochs=--
         raise RunError(f'--{odd[0].replace("_", "-")} has no value.')
-    for key in kept:
-        if key in run and run[key] != getattr(args, key):
-            raise RunError(f'The run in {args.resume} has {key}: {run[key]}. Start a new run to change it.')
+    for key in kept if args.resume else ():
+        before = run.get(key, defaults[key])  # a file of options has no line for None
+        if before != getattr(args, key):
+            had = f'no {key}' if before is None else f'{key}: {before}'
+            raise RunError(f'The run in {args.resume} has {had}. Start a new run to change it.')
     if args.pretrained_path and not (args.pretrained or args.resume):
         raise RunError('--no-pretrained and --pretrained-path contradict each other: leave one out.')
     vars(args).pop('func', None)
@@ -195,7 +197,7 @@ def _read_options(
     names = values.get('class_names') or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise RunError(f'{file} has class_names that are not a list of texts.')
-    words = [word for key, value in given.items() if key != 'data_dir' for word in _words(key, value)]
+    words = [word for key, value in given.items() if key != 'data_dir' for word in words_of(key, value)]
     try:
         checked = parser.parse_args([str(given.get('data_dir', '.')), *words])
     except SystemExit:  # argparse has said which, but not where
@@ -210,8 +212,13 @@ def _values(value: object) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def _words(key: str, value: object) -> list[str]:
-    """An option of a YAML file as words of a command line."""
+def words_of(key: str, value: object) -> list[str]:
+    """An option as words of a command line.
+
+    Args:
+        key: Its name, with underscores.
+        value: Its value, not None.
+    """
     name = key.replace('_', '-')
     if isinstance(value, bool):
         return [f'--{name}' if value else f'--no-{name}']

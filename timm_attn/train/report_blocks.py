@@ -23,10 +23,7 @@ def curves_figures(logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) 
     if not has_matplotlib():
         return []
     figures: list[Block] = []
-    for column, label, alt in (
-        ('eval_top1', 'top-1 (%)', 'Accuracy over the epochs'),
-        ('train_loss', 'training loss', 'Training loss over the epochs'),
-    ):
+    for column, label in (('eval_top1', 'top-1 (%)'), ('train_loss', 'training loss')):
         series = {}
         for name, runs in logs.items():
             full = [rows for rows in runs if rows]
@@ -35,7 +32,7 @@ def curves_figures(logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) 
             if means:
                 series[name] = ([float(i) for i in range(epochs)], means)
         if series:
-            figures.append(lines(series, 'epoch', label, alt=alt))
+            figures.append(lines(series, 'epoch', label))
     return figures
 
 
@@ -61,7 +58,7 @@ def class_blocks(answers: Mapping[str, Sequence[Answers]]) -> list[Block]:
     if not has_matplotlib() or len(classes) > _MOST_CLASSES:
         return [table]
     series = {name: [one[c] for c in classes] for name, one in shares.items()}
-    return [bars(classes, series, 'right answers (%)', alt='Accuracy by class'), table]
+    return [bars(classes, series, 'right answers (%)'), table]
 
 
 def confusion_figures(answers: Mapping[str, Sequence[Answers]]) -> list[Block]:
@@ -79,7 +76,7 @@ def confusion_figures(answers: Mapping[str, Sequence[Answers]]) -> list[Block]:
         matrix = counts[kept][:, kept].tolist()
         caption = f'{name}, {len(runs)} run{"s" * (len(runs) > 1)}'
         labels = [runs[0].labels[i] for i in kept]
-        figures.append(confusion(matrix, labels, alt=f'Confusion matrix of {name}', caption=caption))
+        figures.append(confusion(matrix, labels, caption=caption))
     return figures
 
 
@@ -92,7 +89,7 @@ def reliability_figures(answers: Mapping[str, Sequence[Answers]]) -> list[Block]
     if not has_matplotlib():
         return []
     models = {name: _joined(runs).reliability for name, runs in answers.items()}
-    return [reliability(models, alt='Accuracy by confidence')]
+    return [reliability(models)]
 
 
 def _joined(runs: Sequence[Answers]) -> Answers:

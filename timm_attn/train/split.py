@@ -88,14 +88,14 @@ class Split:
         """Hold out the images of this split again."""
         return {'/'.join(name.split('/')[-2:]) for name in self.val}
 
-    def check(self, now: 'Split', folder: Path, data_dir: str, weights: str) -> None:
+    def check(self, now: 'Split', folder: Path, data_dir: str, otherwise: str) -> None:
         """Check that a folder of data still has the images of a run.
 
         Args:
             now: Its images.
             folder: Folder of the run.
             data_dir: The folder of data.
-            weights: Options that start a new run from the weights of this one.
+            otherwise: What else the user can do.
 
         Raises:
             RunError: If images appeared or are gone; the message names the first of them.
@@ -109,5 +109,5 @@ class Split:
         if changes:
             raise RunError(
                 f'{data_dir} has other images than when the run in {folder} began: {" and ".join(changes)}. Restore '
-                f'them to resume, or start a new run from its weights: {weights}.'
+                f'them to resume, or {otherwise}.'
             )
