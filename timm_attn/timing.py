@@ -73,11 +73,11 @@ def training(model: nn.Module, images: torch.Tensor, autocast=nullcontext) -> Ca
         labels = torch.arange(len(images), device=images.device) % model(images[:2]).shape[1]
 
     def run():
-        optimizer.zero_grad()
         with autocast():
             loss = F.cross_entropy(model(images).float(), labels)
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()  # at the end, so that the memory of a step includes its gradients
 
     return run
 
