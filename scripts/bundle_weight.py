@@ -1,11 +1,11 @@
-r"""Put the better of several training runs into the package, with all their results in the manifest.
+r"""Put the result of a training run into the package, with a row in the manifest.
 
-    python scripts/bundle_weight.py csa_resnet20_cifar.cifar10 --data-dir cifar10 \
-        --run 0=OUTPUT/csa_resnet20_cifar.seed0 --run 1=OUTPUT/csa_resnet20_cifar.seed1
+    python scripts/bundle_weight.py csa_resnet20_cifar.cifar10 --data-dir cifar10 --recipe cifar10_long \
+        --run output/finetune/RUN
 
-A run is named by its seed and its folder, with ``last.pth.tar`` and ``summary.csv`` in it: one of timm's train.py, or
-with another ``--recipe`` of ``timm-attn finetune``. Its top-1 is measured on the whole test split, in float32. The
-tensors are loaded strictly and written without the training state; the logs go to ``model_cards/data/logs``.
+A run is a folder of ``timm-attn finetune``, or one of those under ``runs`` of ``timm-attn compare``. Its top-1 is
+measured on the whole test split, in float32. The tensors are loaded strictly and written without the training state;
+the log goes to ``model_cards/data/logs``.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from measure_weights import cifar10_metric, measure_cost, measure_file, measure_
 from safetensors.torch import save_file
 from torch import nn
 
-from timm_attn.weights import Weight, bundled, weights
+from timm_attn.weights import bundled, weights
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
@@ -37,11 +37,11 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description='Put the better of several training runs into the package.')
+    parser = argparse.ArgumentParser(description='Put the result of a training run into the package.')
     parser.add_argument('name', help='architecture.tag of the weight')
-    parser.add_argument('--run', action='append', required=True, metavar='SEED=FOLDER', help='a run; may be repeated')
-    parser.add_argument('--recipe', default='cifar10_resnet20', help='recipe of the runs (default: %(default)s)')
-    parser.add_argument('--note', action='append', help='what the card must say of this weight; may be repeated')
+    parser.add_argument('--run', required=True, metavar='DIR', help='folder with last.pth.tar and summary.csv')
+    parser.add_argument('--recipe', required=True, help='recipe of the run')
+    parser.add_argument('--note', action='append', default=[], help='what its card must say; may be repeated')
     parser.add_argument('--data-dir', required=True, metavar='DIR', help='CIFAR-10 as DIR/test/<class>/*.jpg')
     args = parser.parse_args()
     arch = args.name.partition('.')[0]
@@ -50,46 +50,34 @@ def main() -> None:
     if not places:
         parser.error(f'the manifest has no row for {arch} that it could replace or follow')
     replaced = next((row for row in places if row.name == args.name or row.kind == 'untrained'), None)
-    row = replaced or places[0]
-    seeds, logs, models = {}, [], {}
-    for run in args.run:
-        seed, _, folder = run.partition('=')
-        models[seed] = timm.create_model(arch, checkpoint_path=f'{folder}/last.pth.tar')
-        seeds[seed] = round(measure_top1(models[seed], args.data_dir), 2)
-        logs.append((LOGS / f'{args.name}.seed{seed}.csv').relative_to(ROOT).as_posix())
-        shutil.copyfile(f'{folder}/summary.csv', ROOT / logs[-1])
-        print(f'{args.name}, seed {seed}: top-1 {seeds[seed]:.2f} %', flush=True)
-    best = max(seeds, key=seeds.get)
+    row = replaced or places[-1]
+    model = timm.create_model(arch, checkpoint_path=f'{args.run}/last.pth.tar')
+    top1 = round(measure_top1(model, args.data_dir), 2)
+    log = LOGS / f'{args.name}.csv'
+    shutil.copyfile(f'{args.run}/summary.csv', log)
     file = f'{args.name}.safetensors'
-    save_weights(models[best], bundled(file))
-    trained = _trained_row(row, args.name, file, args.recipe, seeds, logs)
-    if args.note:
-        trained = dataclasses.replace(trained, notes=tuple(args.note))
-    at = rows.index(row)
-    rows[at : at + bool(replaced)] = [trained]  # the first row of a network is its default
-    write_manifest(rows)
-    print(f'{file}: seed {best}, {os.path.getsize(bundled(file))} bytes')
-
-
-def _trained_row(row: Weight, name: str, file: str, recipe: str, seeds: dict, logs: list[str]) -> Weight:
-    size_and_sum = measure_file(file)
-    row = dataclasses.replace(
+    save_weights(model, bundled(file))
+    trained = dataclasses.replace(
         row,
-        **size_and_sum,
-        name=name,
+        **measure_cost(row),
+        **measure_file(file),
+        name=args.name,
         kind='trained',
         file=file,
         license='apache-2.0',
         license_url='https://www.apache.org/licenses/LICENSE-2.0',
         redistributable=True,
         dataset='uoft-cs/cifar10',
-        recipe=(RECIPES / f'{recipe}.yaml').as_posix(),
-        seeds=seeds,
-        logs=tuple(logs),
-        metrics=(cifar10_metric(max(seeds.values())),),
-        throughput=None,
+        recipe=(RECIPES / f'{args.recipe}.yaml').as_posix(),
+        log=log.relative_to(ROOT).as_posix(),
+        metrics=(cifar10_metric(top1),),
+        notes=tuple(args.note),
     )
-    return dataclasses.replace(row, **measure_cost(row))
+    at = rows.index(row)
+    # the first row of a network is its default
+    rows[at : at + 1] = [trained] if replaced else [row, trained]
+    write_manifest(rows)
+    print(f'{args.name}: top-1 {top1:.2f} %, {os.path.getsize(bundled(file))} bytes')
 
 
 if __name__ == '__main__':

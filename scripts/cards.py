@@ -1,6 +1,5 @@
 """Model cards, in the Hub's format, from the manifest."""
 
-import statistics
 import textwrap
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
 from timm_attn.models.info import summary
-from timm_attn.train.recipes import command_of
+from timm_attn.train.recipes import command_of, recipe_path
 from timm_attn.weights import Weight, weights
 
 KINDS = dict(authors="the authors'", warm_start='warm start, not fine-tuned', trained='trained here', untrained='none')
@@ -191,31 +190,15 @@ def _how_made(weight: Weight) -> str:
     elif weight.kind == 'untrained':
         text = 'There are no weights for it here: it is built with random ones, and must be trained.'
     else:
-        logs = ', '.join(f'`{log}`' for log in weight.logs)
-        tool = command_of(Path(weight.recipe or '').stem).replace('finetune', 'timm-attn finetune')
-        text = f'Trained by `{tool}` with `{weight.recipe}` in the timm-attn repository; logs: {logs}.'
-        if weight.seeds:
-            text += f' {_seeds_sentence(weight)}'
+        recipe = Path(weight.recipe or '').stem
+        epochs = yaml.safe_load(recipe_path(recipe).read_text(encoding='utf-8'))['epochs']
+        text = (
+            f'Trained for {epochs} epochs by `timm-attn {command_of(recipe)}` with `{weight.recipe}` in the timm-attn '
+            f'repository; log: `{weight.log}`.'
+        )
     if weight.copyright and weight.license == 'mit':
         text += f'\n\nLicence of the weights: {weight.copyright}. {MIT}'
     return _fill('## How it was made\n\n' + text)
-
-
-def _seeds_sentence(weight: Weight) -> str:
-    runs = ', '.join(f'seed {seed} {top1:.2f} %' for seed, top1 in weight.seeds.items())
-    if len(weight.seeds) == 1:
-        return f'Top-1 after the last epoch of the only run: {runs}.'
-    mean, spread = seed_statistics(weight)
-    return (
-        f'Top-1 after the last epoch: {runs}; mean {mean:.2f} %, spread (largest minus smallest) {spread:.2f}. '
-        f'The better one is shipped, a choice made on the test images.'
-    )
-
-
-def seed_statistics(weight: Weight) -> tuple[float, float]:
-    """Mean, and largest minus smallest, of the top-1 of the runs."""
-    values = list(weight.seeds.values())
-    return statistics.mean(values), max(values) - min(values)
 
 
 def _limitations(weight: Weight) -> str:

@@ -156,7 +156,8 @@ EXPERIMENTS = {
             name='flowers12',
             title='Twelve flowers',
             about='Oxford Flowers, 12 classes of 60 training and 20 test images, at 48 px, for 30 epochs in bfloat16: '
-            'from scratch, and from the CIFAR-10 weights of the same network.',
+            'from scratch, and from weights of the same network that were trained on CIFAR-10 for 12 epochs, which '
+            'shipped up to version 0.11.',
             recipe='flowers12_resnet20',
             models=(CIFAR_RESNETS,),
             starts={'scratch': (), 'cifar10': ('--pretrained',)},

@@ -2,31 +2,25 @@
 
     python scripts/measure_weights.py                              # parameters, multiply-adds, activations, files
     python scripts/measure_weights.py --data-dir cifar10           # also the accuracy of the weights in the package
-    python scripts/measure_weights.py --throughput                 # also images per second, a few minutes
 
-The accuracy is top-1 on the whole test split, in float32. Throughput is that of inference in float32, eager mode,
-beside the family's plain network in the same run: blocks of both alternate, and the medians count.
+The accuracy is top-1 on the whole test split, in float32.
 """
 
 import argparse
 import dataclasses
 import hashlib
 import json
-import statistics
-from contextlib import nullcontext
 from pathlib import Path
 
 import timm
 import torch
-from benchmark import build
 from common import write_text
 from timm.data import create_dataset, create_loader, resolve_data_config
 from torch import nn
 
 from timm_attn.models import zoo_models
 from timm_attn.models.info import count_cost, find_weight
-from timm_attn.timing import inference, machine, ratio, take_turns
-from timm_attn.weights import Metric, Weight, bundled, plain_backbone, weights
+from timm_attn.weights import Metric, Weight, bundled, weights
 from timm_attn.weights.manifest import MANIFEST
 
 
@@ -94,24 +88,6 @@ def cifar10_metric(top1: float) -> Metric:
     )
 
 
-def measure_throughput(weight: Weight, turns: int = 25) -> dict:
-    """Images per second, and relative to the family's plain network."""
-    batch_size = 250 if weight.arch.endswith('_cifar') else 8
-    reference = plain_backbone(weight.arch)
-    images = torch.randn(batch_size, *weight.input_size)
-    # by number, as a plain network is its own reference
-    passes = {i: inference(build(name, images), images, nullcontext) for i, name in enumerate((reference, weight.arch))}
-    seconds = take_turns(passes, turns, images.device)
-    where = machine(images.device)
-    return dict(
-        images_per_second=round(batch_size / statistics.median(seconds[1]), 1),
-        relative=round(1 / ratio(seconds[1], seconds[0])['ratio'], 3),
-        reference=reference,
-        setting=f'batch {batch_size}, float32, eager, {where["threads"]} threads of {where["device"]}, '
-        f'torch {where["torch"]}, timm-attn {where["timm_attn"]}',
-    )
-
-
 def write_manifest(rows: list[Weight]) -> None:
     """Write the manifest, without empty fields; a crash leaves the old one complete."""
     table = [
@@ -124,7 +100,6 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description='Measure the models and weights and write it into the manifest.')
     parser.add_argument('--data-dir', metavar='DIR', help='CIFAR-10 as DIR/test/<class>/*.jpg: measure the accuracy')
-    parser.add_argument('--throughput', action='store_true', help='measure images per second; needs an idle machine')
     parser.add_argument('--only', default='', metavar='FILTER', help='wildcard of models, such as "*_cifar"')
     args = parser.parse_args()
     names = zoo_models(args.only)
@@ -138,12 +113,7 @@ def main() -> None:
                 changes |= measure_file(weight.file)
                 if args.data_dir:
                     top1 = measure_top1(timm.create_model(weight.name, pretrained=True), args.data_dir)
-                    best = max(weight.seeds, key=weight.seeds.get)
-                    changes |= dict(
-                        metrics=(cifar10_metric(round(top1, 2)),), seeds={**weight.seeds, best: round(top1, 2)}
-                    )
-            if args.throughput:
-                changes['throughput'] = measure_throughput(weight)
+                    changes |= dict(metrics=(cifar10_metric(round(top1, 2)),))
             weight = dataclasses.replace(weight, **changes)
             print(weight.name, changes, flush=True)
         rows.append(weight)

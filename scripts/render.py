@@ -8,6 +8,7 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import diagram
 import performance
@@ -83,9 +84,9 @@ def stale_files() -> dict[Path, str | None]:
     return stale | {path: None for path in CARDS.glob('*.md') if path not in wanted}
 
 
-def stale_plots() -> list[Path]:
-    """Plots that show other data than the manifest and the benchmark contain."""
-    return results.stale_plots() + [performance.PLOT] * performance.is_stale()
+def stale_plots() -> list[ModuleType]:
+    """Modules whose plots show other data than the logs, the reports and the benchmark contain."""
+    return [module for module in (results, performance) if module.is_stale()]
 
 
 def main() -> int:
@@ -95,7 +96,7 @@ def main() -> int:
     args = parser.parse_args()
     stale = stale_files()
     if args.check:
-        names = [str(path.relative_to(ROOT)) for path in [*stale, *stale_plots()]]
+        names = [str(path.relative_to(ROOT)) for path in [*stale, *(module.PLOT for module in stale_plots())]]
         if names:
             print(f'Out of date: {", ".join(names)}. Run python scripts/render.py.', file=sys.stderr)
         return 1 if names else 0
@@ -105,12 +106,9 @@ def main() -> int:
         else:
             path.write_text(text, encoding='utf-8')
         print(path.relative_to(ROOT))
-    for path in stale_plots():
-        if path == performance.PLOT:
-            performance.write_plot()
-        else:
-            results.write_plot(path)
-        print(path.relative_to(ROOT))
+    for module in stale_plots():
+        module.write_plot()
+        print(module.PLOT.relative_to(ROOT))
     return 0
 
 

@@ -114,18 +114,15 @@ def _plots(shown: list[Weight]) -> list[Block]:
                     [_point(weight, of(weight)) for weight in points],
                     label,
                     f'top-1 on {dataset.partition(" (")[0]} (%)',
-                    caption=f'{dataset}, {points[0].top1.split} images. Points are the weights that ship; lines reach '
-                    'from the worst to the best seed.',
+                    caption=f'{dataset}, {points[0].top1.split} images; one run each.',
                 )
             )
     return blocks
 
 
 def _point(weight: Weight, x: float) -> tuple[str, float, float, float | None, float | None, str]:
-    seeds = list((weight.seeds or {}).values())
-    low, high = (min(seeds), max(seeds)) if len(seeds) > 1 else (None, None)
     attention = attention_of(weight)
-    return attention or 'plain', x, weight.top1.value, low, high, 'attention' if attention else 'plain backbone'
+    return attention or 'plain', x, weight.top1.value, None, None, 'attention' if attention else 'plain backbone'
 
 
 def _attentions(shown: list[Weight]) -> Table:

@@ -149,7 +149,7 @@ def test_list_and_info(tmp_path):
     assert out[1].split()[:2] == ['csa_resnet50', '26.26']
     assert len(cli('list', 'mbv2*', cwd=tmp_path).stdout.splitlines()) == 7
     info = cli('info', 'csa_resnet20_cifar', cwd=tmp_path).stdout
-    assert re.search(r'^tags +cifar10, cifar10_12ep$', info, re.M)
+    assert re.search(r'^tags +cifar10, cifar10_8ep$', info, re.M)
     assert re.search(r'^quality +top-1 [\d.]+ % on CIFAR-10', info, re.M)
     info = cli('info', 'csa_resnet50', cwd=tmp_path).stdout
     assert re.search(r'^origin +https://huggingface.co/timm/resnet50.a1_in1k$', info, re.M)

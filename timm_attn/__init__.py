@@ -5,7 +5,7 @@ from importlib import import_module
 from os.path import basename
 from typing import TYPE_CHECKING
 
-__version__ = '0.11.0'
+__version__ = '0.12.0'
 __all__ = ['attach', 'models', 'optimize']
 
 

@@ -78,7 +78,7 @@ class Weight:
         paper: arXiv identifier of the architecture, as timm writes it.
         dataset: Training data, as the Hub names it.
         recipe: Recipe it was trained with, from the root of the repository.
-        logs: Training logs, from the root of the repository.
+        log: Training log, from the root of the repository.
         params: Number of parameters.
         gmacs: Multiply-adds of one image in billions, those of convolutions and matrix products.
         activations: Output elements of convolutions and matrix products for one image, in millions.
@@ -86,9 +86,6 @@ class Weight:
         file_size: Bytes of the file, where it is known.
         sha256: Of the file, where it is known.
         metrics: Figures of quality, measured here or reported.
-        seeds: Top-1 in percent of each training run, by seed.
-        throughput: Measured images per second, with ``images_per_second``, ``relative`` (to the family's plain network,
-            in the same run) and ``setting``.
         notes: What a user should know.
     """
 
@@ -109,12 +106,10 @@ class Weight:
     file: str | None = None
     dataset: str | None = None
     recipe: str | None = None
-    logs: tuple[str, ...] = ()
+    log: str | None = None
     file_size: int | None = None
     sha256: str | None = None
     metrics: tuple[Metric, ...] = ()
-    seeds: dict[str, float] | None = None
-    throughput: dict | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
