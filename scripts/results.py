@@ -217,7 +217,8 @@ def _draw(plt):
             runs, start = panel['runs'], panel['start']
             plain = statistics.mean(runs[next(iter(runs))].values())
             begin = 'from scratch' if start == 'scratch' else f'from {start.replace("cifar10", "CIFAR-10")} weights'
-            axis.set_title(f'{panel["title"]}, {begin} (plain: {plain:.1f} %)', loc='left', fontsize='medium')
+            title = f'{panel["title"].partition(",")[0]}, {begin} (plain: {plain:.1f} %)'
+            axis.set_title(title, loc='left', fontsize='medium')
             _bars(axis, runs, panel['step'])
         figure.supxlabel(
             'Points of top-1 above or below the plain network.\nGrey: no clear difference.', fontsize='medium'

@@ -61,8 +61,9 @@ STUDIES = {
         Study(
             name='cifar10',
             title='CIFAR-10',
-            about='ResNet-20 with each attention, from random weights, for 8 epochs, which is far from convergence. The '
-            'weights of the runs with seed 2 ship with the package. Takes some hours on two CPU cores with bfloat16.',
+            about='ResNet-20 with each attention, from random weights, for 8 epochs, which is far from convergence. '
+            'The weights of the runs with seed 2 ship with the package. Takes some hours on two CPU cores with '
+            'bfloat16.',
             starts={'scratch': ()},
         ),
         Study(
