@@ -114,7 +114,8 @@ def parse(
     Args:
         parser: A parser with the options of a command.
         argv: The command line.
-        kept: Options that a resumed run keeps: its checkpoints depend on them, or which images it has seen.
+        kept: Options that a resumed run keeps: its checkpoints depend on them, or which images it has seen. Those of
+            other commands are ignored.
         constant: Options of timm's train.py that are not options here: a file may name them with these values, and a
             run that was made while they were options is resumed with its own.
         ignored: Options of other commands that a file may name.
@@ -141,7 +142,7 @@ def parse(
     args = parser.parse_args(argv, argparse.Namespace(**of_run))
     if odd := [key for key, value in vars(args).items() if value == []]:  # what argparse makes of --epochs=--
         raise RunError(f'--{odd[0].replace("_", "-")} has no value.')
-    for key in kept if args.resume else ():
+    for key in [key for key in kept if args.resume and key in defaults]:
         before = run.get(key, defaults[key])  # a file of options has no line for None
         if before != getattr(args, key):
             had = f'no {key}' if before is None else f'{key}: {before}'
