@@ -156,7 +156,10 @@ def main() -> int:
     args = parser.parse_args()
     study = STUDIES[args.study]
     output = Path(args.output).resolve()
-    return max(run(study, start, args.data_dir, output, args.jobs) for start in study.starts)
+    for start in study.starts:
+        if status := run(study, start, args.data_dir, output, args.jobs):
+            return status  # interrupted, or to be looked at before more is trained
+    return 0
 
 
 if __name__ == '__main__':

@@ -195,3 +195,11 @@ def test_a_study_is_run_resumed_and_kept(study, tmp_path, monkeypatch):
         parsed = compare_options.parse(args.func.args[0], first)
         assert parsed.pretrained == ('--no-pretrained' not in options and study.name != 'cifar10')
         assert (parsed.seeds, parsed.pictures, len(parsed.models)) == (3, 0, 6)
+
+
+def test_an_interruption_ends_a_study(monkeypatch):
+    begun = []
+    monkeypatch.setattr(studies, 'run', lambda study, start, *args: begun.append(start) or 130)
+    monkeypatch.setattr(sys, 'argv', ['studies.py', 'flowers12', '--data-dir', 'flowers12'])
+    assert studies.main() == 130
+    assert begun == ['cifar10']
