@@ -68,9 +68,10 @@ def render_tables(path: Path, **tables: str) -> str:
 
 
 def stale_files() -> dict[Path, str | None]:
-    """Files that are out of date, with the text they should have; None for what is not a card any more."""
+    """Files that are out of date, with the text they should have; None for what has to go."""
     wanted = {CARDS / f'{w.name}.md': render_card(w) for w in weights().values()}
     wanted |= {CARDS / 'README.md': render_index(), results.PAGE: results.page(), diagram.PICTURE: diagram.picture()}
+    wanted |= results.documents()
     for path, tables in {
         ROOT / 'README.md': dict(families=families_table(), speed=performance.main_table()),
         ROOT / 'docs' / 'models.md': dict(attentions=attentions_table(), models=models_table()),
@@ -81,7 +82,8 @@ def stale_files() -> dict[Path, str | None]:
     stale: dict[Path, str | None] = {
         path: text for path, text in wanted.items() if not path.exists() or path.read_text(encoding='utf-8') != text
     }
-    return stale | {path: None for path in CARDS.glob('*.md') if path not in wanted}
+    found = [*CARDS.glob('*.md'), *(ROOT / 'docs' / 'reports').glob('*/report.md')]
+    return stale | {path: None for path in found if path not in wanted}
 
 
 def stale_plots() -> list[ModuleType]:
@@ -104,6 +106,7 @@ def main() -> int:
         if text is None:
             path.unlink()
         else:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding='utf-8')
         print(path.relative_to(ROOT))
     for module in stale_plots():

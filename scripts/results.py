@@ -2,8 +2,9 @@
 
 import statistics
 import textwrap
+from pathlib import Path
 
-from common import CARDS, DATA, RECIPES, plot_is_stale, save_plot
+from common import CARDS, DATA, RECIPES, ROOT, plot_is_stale, save_plot
 from evidence import EXPERIMENTS, Experiment, is_finished
 from studies import STUDIES, Study
 
@@ -141,6 +142,16 @@ standard deviation over the seeds. *Higher* and *lower* mark differences from th
         command = f'python scripts/evidence.py {experiment.name} --data-dir DIR{needs}'
         text += f'\n## Not run yet: {experiment.title}\n\n{experiment.about} To run it: `{command}`.\n'
     return text
+
+
+def documents() -> dict[Path, str]:
+    """Pages of the documentation that show the reports, at the places that the page links."""
+    names = [study.report(start).name for study in STUDIES.values() for start in study.starts if study.results(start)]
+    return {
+        ROOT / f'docs/reports/{name}/report.md': f'```{{include}} ../../../model_cards/reports/{name}/report.md\n'
+        ':relative-images:\n```\n'
+        for name in names
+    }
 
 
 def _study_section(study: Study) -> str:
