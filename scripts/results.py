@@ -21,19 +21,13 @@ STEP = 0.01
 """Step between possible results in percent, where the number of test images is not known: that of 10,000 images."""
 
 
-def runs_of(experiment: Experiment, family: tuple[str, ...], start: str, column: str = '') -> Runs:
+def runs_of(experiment: Experiment, column: str) -> Runs:
     """Results of the runs that are finished; none while the plain backbone, to compare with, is not among them."""
-    column = column or experiment.metrics[0][0]
-    logs = {model: {seed: experiment.log(model, start, seed) for seed in experiment.seeds} for model in family}
-    done = {
-        model: {
-            seed: experiment.percent(read_summary(log)[-1], column)
-            for seed, log in logs.items()
-            if is_finished(log, experiment.epochs)
-        }
-        for model, logs in logs.items()
-    }
-    return {model: results for model, results in done.items() if results} if done[family[0]] else {}
+    done: Runs = {model: {} for model in experiment.models}
+    for model, seed in experiment.runs():
+        if is_finished(log := experiment.log(model, seed), experiment.epochs):
+            done[model][seed] = 100 * read_summary(log)[-1][column]
+    return {model: results for model, results in done.items() if results} if done[experiment.models[0]] else {}
 
 
 def runs_of_study(study: Study, start: str) -> Runs:
@@ -104,43 +98,21 @@ the last epoch; no epoch was chosen. It is top-1 on the test images where nothin
 standard deviation over the seeds. *Higher* and *lower* mark differences from the plain network whose 95 % interval
 (Welch's) excludes zero. With two or three seeds, only large differences do.
 """
-    for study in STUDIES.values():
-        text += _study_section(study)
-    missing = []
-    for experiment in EXPERIMENTS.values():
-        sections = ''
-        for family in experiment.models:
-            for start in experiment.starts:
-                for column, label in experiment.metrics:
-                    runs = runs_of(experiment, family, start, column)
-                    if len(runs) > 1 or (runs and len(family) == 1):
-                        of = '' if experiment.tool == 'train.py' else f': {label}, {experiment.split} images'
-                        said = f'\n{helps(runs)}\n' if len(runs) > 1 else ''
-                        sections += f'\n### {family[0]} from {start}{of}\n\n{table(runs)}\n{said}'
-        if not sections:
-            missing.append(experiment)
-            continue
-        commands = f'model_cards/data/logs/{experiment.name}/commands.txt'
-        about = f'{experiment.about} Recipe: `{RECIPES}/{experiment.recipe}.yaml`; commands: `{commands}`.'
-        if resumed := experiment.resumed():
-            about += f' Interrupted and resumed: {", ".join(resumed)}.'
-        text += f'\n## {experiment.title}\n\n{textwrap.fill(about, 120)}\n{sections}'
+    text += ''.join([*map(_study_section, STUDIES.values()), *map(_experiment_section, EXPERIMENTS.values())])
     if plot_data():
         caption = 'Difference in top-1 to the plain network, mean and range over the seeds, each panel at its own scale'
         text += f'\n## All results\n\n![{caption}](data/results.png)\n'
     for study in STUDIES.values():
-        if not any(runs_of_study(study, start) for start in study.starts):
-            command = f'python scripts/studies.py {study.name} --data-dir DIR'
+        if not _study_section(study):
             begun = any(study.unfinished(start).exists() for start in study.starts)
             state = 'Under way' if begun else 'Not run yet'
-            todo = textwrap.fill(f'{study.about} To {"go on with" if begun else "run"} it: `{command}`.', 120)
-            text += f'\n## {state}: {study.title}\n\n{todo}\n'
-    for experiment in missing:
-        needs = (
-            ' --train-script train.py' * (experiment.tool == 'train.py') + ' --weights FILE' * experiment.needs_weights
-        )
-        command = f'python scripts/evidence.py {experiment.name} --data-dir DIR{needs}'
-        text += f'\n## Not run yet: {experiment.title}\n\n{experiment.about} To run it: `{command}`.\n'
+            command = f'python scripts/studies.py {study.name} --data-dir DIR'
+            text += _section(f'{state}: {study.title}', study.about) + f'\n```sh\n{command}\n```\n'
+    for experiment in EXPERIMENTS.values():
+        if not _experiment_section(experiment):
+            command = f'python scripts/evidence.py {experiment.name} --data-dir DIR'
+            command += ' --weights FILE' * experiment.needs_weights
+            text += _section(f'Not run yet: {experiment.title}', experiment.about) + f'\n```sh\n{command}\n```\n'
     return text
 
 
@@ -154,32 +126,49 @@ def documents() -> dict[Path, str]:
     }
 
 
+def _section(title: str, about: str) -> str:
+    """Title and first paragraph of a section."""
+    return f'\n## {title}\n\n{textwrap.fill(about, 120)}\n'
+
+
 def _study_section(study: Study) -> str:
-    """What a comparison has found; empty where it was not run."""
-    sections, where = '', []
+    """What a comparison of classifiers has found; empty where it was not run."""
+    results, where = '', []
     for start in study.starts:
         if runs := runs_of_study(study, start):
             step = step_of_study(study, start)
-            sections += f'\n### {next(iter(runs))} from {start}\n\n{table(runs, step)}\n\n{helps(runs, step)}\n'
+            results += f'\n### {next(iter(runs))} from {start}\n\n{table(runs, step)}\n\n{helps(runs, step)}\n'
             where.append(f'[from {start}](reports/{study.report(start).name}/report.md)')
-    if not sections:
+    if not results:
         return ''
-    about = f'{study.about} Recipe: `{RECIPES}/{study.name}.yaml`; reports with all numbers: {", ".join(where)}.'
-    return f'\n## {study.title}\n\n{textwrap.fill(about, 120)}\n{sections}'
+    about = f'{study.about} Recipe: `{RECIPES}/{study.recipe}.yaml`; reports with all numbers: {", ".join(where)}.'
+    return _section(study.title, about) + results
+
+
+def _experiment_section(experiment: Experiment) -> str:
+    """What a comparison of detectors or segmenters has found; empty where it was not run."""
+    results = ''
+    for column, label in experiment.metrics:
+        if runs := runs_of(experiment, column):
+            said = f'\n{helps(runs)}\n' if len(runs) > 1 else ''
+            what = f'{experiment.models[0]} from {experiment.start}: {label}, {experiment.split} images'
+            results += f'\n### {what}\n\n{table(runs)}\n{said}'
+    if not results:
+        return ''
+    commands = f'model_cards/data/logs/{experiment.name}/commands.txt'
+    about = f'{experiment.about} Recipe: `{RECIPES}/{experiment.name}.yaml`; commands: `{commands}`.'
+    if resumed := experiment.resumed():
+        about += f' Interrupted and resumed: {", ".join(resumed)}.'
+    return _section(experiment.title, about) + results
 
 
 def plot_data() -> list[dict]:
-    """What the plot shows: one panel a data set, family and start."""
+    """What the plot shows: one panel for each comparison of classifiers and start."""
     panels = []
     for study in STUDIES.values():
         for start in study.starts:
             if runs := runs_of_study(study, start):
                 panels.append(dict(title=study.title, start=start, runs=runs, step=step_of_study(study, start)))
-    for experiment in EXPERIMENTS.values():
-        for family in experiment.models if experiment.tool == 'train.py' else ():
-            for start in experiment.starts:
-                if len(runs := runs_of(experiment, family, start)) > 1:
-                    panels.append(dict(title=f'{experiment.title}, {family[0]}', start=start, runs=runs, step=STEP))
     return panels
 
 
@@ -204,7 +193,7 @@ def _bars(axis, runs: Runs, step: float) -> None:
         text = dict(textcoords='offset points', ha=side, va='center')
         axis.annotate(f'{value:+.1f}', (edge, y), (offset, 0), **text)
     axis.axvline(0, color='0.2', linewidth=1)
-    axis.set_yticks(range(len(others)), [_short(model) for model in others])
+    axis.set_yticks(range(len(others)), [_short(model, plain) for model in others])
     axis.invert_yaxis()
     axis.margins(x=0.2)
     axis.tick_params(length=0)
@@ -213,8 +202,10 @@ def _bars(axis, runs: Runs, step: float) -> None:
         axis.spines[edge].set_visible(False)
 
 
-def _short(model: str) -> str:
-    return model.removesuffix('resnet20_cifar').rstrip('_').upper()
+def _short(model: str, plain: str) -> str:
+    """Name of the attention, where the rest of a network's name is that of the plain one."""
+    attention = model.removesuffix(plain).rstrip('_')
+    return model if attention == model else attention.upper()
 
 
 def _draw(plt):
@@ -228,7 +219,7 @@ def _draw(plt):
             runs, start = panel['runs'], panel['start']
             plain = statistics.mean(runs[next(iter(runs))].values())
             begin = 'from scratch' if start == 'scratch' else f'from {start.replace("cifar10", "CIFAR-10")} weights'
-            title = f'{panel["title"].partition(",")[0]}, {begin} (plain: {plain:.1f} %)'
+            title = f'{panel["title"]}, {begin} (plain: {plain:.1f} %)'
             axis.set_title(title, loc='left', fontsize='medium')
             _bars(axis, runs, panel['step'])
         figure.supxlabel(

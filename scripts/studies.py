@@ -30,13 +30,15 @@ class Study:
     """A comparison of classifiers, from one or more starts.
 
     Attributes:
-        name: Its name, and that of its recipe.
+        name: Its name.
+        recipe: Name of its recipe.
         title: Title of its section on the page.
         about: What was done, in a sentence or two.
         starts: What the networks start from -> the options of ``timm-attn compare`` for it.
     """
 
     name: str
+    recipe: str
     title: str
     about: str
     starts: dict[str, tuple[str, ...]]
@@ -60,6 +62,7 @@ STUDIES = {
     for study in (
         Study(
             name='cifar10',
+            recipe='cifar10',
             title='CIFAR-10',
             about='ResNet-20 with each attention, from random weights, for 8 epochs, which is far from convergence. '
             'The weights of the runs with seed 2 ship with the package. Takes some hours on two CPU cores with '
@@ -68,10 +71,24 @@ STUDIES = {
         ),
         Study(
             name='flowers12',
-            title='Twelve flowers, as one comparison',
+            recipe='flowers12',
+            title='Twelve flowers',
             about='Oxford Flowers, 12 classes of 60 training and 20 test images, at 48 px, for 30 epochs in bfloat16: '
             'from scratch, and from the CIFAR-10 weights of the same network.',
             starts={'cifar10': (), 'scratch': ('--no-pretrained',)},
+        ),
+        *(
+            Study(
+                name=f'imagenette128_{family}',
+                recipe='imagenette128',
+                title=f'Imagenette, {title}',
+                about='Imagenette, ten classes of ImageNet, at 128 px for 50 epochs; needs a GPU.',
+                starts={'scratch': ('--models', *models)},
+            )
+            for family, title, models in (
+                ('resnet50', 'ResNet-50', ('resnet50', 'seresnet50', 'csa_resnet50', 'scsa_resnet50')),
+                ('mobilenetv2', 'MobileNetV2', ('mobilenetv2_100', 'mbv2_se', 'mbv2_cbam', 'mbv2_ca', 'mbv2_scsa')),
+            )
         ),
     )
 }
@@ -97,7 +114,7 @@ def run(study: Study, start: str, data_dir: str, output: Path, jobs: int = 1) ->
     if (folder / 'args.yaml').exists():
         words = [data_dir, '--resume', str(folder)]
     else:
-        recipe = ROOT / RECIPES / f'{study.name}.yaml'
+        recipe = ROOT / RECIPES / f'{study.recipe}.yaml'
         place = ['--output', str(output), '--experiment', folder.name]
         words = [data_dir, '--config', str(recipe), *study.starts[start], *place]
     words += ['--jobs', str(jobs)]

@@ -16,115 +16,98 @@ from timm_attn.cli import _parser
 from timm_attn.train import compare_options
 
 TRAIN = """
-import csv, json, os, sys
-args = sys.argv[1:]
-folder = os.path.join(args[args.index('--output') + 1], args[args.index('--experiment') + 1])
-model, seed = args[args.index('--model') + 1], int(args[args.index('--seed') + 1])
-json.dump(args, open(os.path.join(folder, 'args.json'), 'w'))
-crash = os.path.exists('crash-' + model) and '--resume' not in args
+import csv, os, sys
+words = sys.argv[1:]
+resumes = '--resume' in words
+option = dict(zip(words, words[1:]))
+folder = option['--resume'] if resumes else os.path.join(option['--output'], option['--experiment'])
+model, _, seed = os.path.basename(folder).split('.')
+crash = os.path.exists('crash-' + model) and not resumes
 with open(os.path.join(folder, 'summary.csv'), 'a') as file:
     rows = csv.writer(file)
-    rows.writerow(['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'lr'])
-    for epoch in range(1 if crash else 50):
-        rows.writerow([epoch, 1, 1, 50 + seed + 10 * model.startswith('se_') + 9 * ('--pretrained' in args), 0.1])
+    if not resumes:
+        rows.writerow(['epoch', 'eval_mIoU', 'eval_pixel_accuracy'])
+    for epoch in range(resumes, 1 if crash else 12):
+        share = 0.5 + 0.01 * int(seed.removeprefix('seed')) + 0.1 * (model == 'mbv2_se')
+        rows.writerow([epoch, share, 2 * share / 3])
 open(os.path.join(folder, 'last.pth.tar'), 'w').close()
 sys.exit(crash)
 """
 
 
 @pytest.fixture
-def flowers(tmp_path, monkeypatch):
-    """The comparison on flowers, with fewer networks, its logs elsewhere and a train.py that writes them at once."""
+def streets(tmp_path, monkeypatch):
+    """The comparison of segmenters, with more networks, its logs elsewhere and a command that writes them at once."""
     monkeypatch.setattr(evidence, 'ROOT', tmp_path)
     monkeypatch.setattr(evidence, 'LOGS', tmp_path / 'logs')
     experiment = dataclasses.replace(
-        evidence.EXPERIMENTS['imagenette128'],
-        name='flowers12',
-        title='Twelve flowers',
-        models=(('resnet20_cifar', 'se_resnet20_cifar', 'csa_resnet20_cifar'),),
-        starts={'scratch': (), 'cifar10': ('--pretrained',)},
-        seeds=(0, 1, 2),
+        evidence.EXPERIMENTS['camvid'], models=('mobilenetv2_100', 'mbv2_se', 'mbv2_ca'), seeds=(0, 1, 2)
     )
-    monkeypatch.setattr(results, 'STUDIES', {})
-    monkeypatch.setitem(evidence.EXPERIMENTS, 'flowers12', experiment)
-    (tmp_path / 'train.py').write_text(TRAIN)
-    (tmp_path / 'flowers').mkdir()
-    command = ['evidence.py', 'flowers12', '--data-dir', str(tmp_path / 'flowers')]
-    command += [
-        '--train-script',
-        str(tmp_path / 'train.py'),
-        '--output',
-        str(tmp_path / 'runs'),
-        '--',
-        '--device',
-        'cpu',
-    ]
-    monkeypatch.setattr(sys, 'argv', command)
+    monkeypatch.setitem(evidence.EXPERIMENTS, 'camvid', experiment)
+    package = tmp_path / 'timm_attn'
+    weights = tmp_path / 'weights.safetensors'
+    for path, text in {package / '__init__.py': '', package / '__main__.py': TRAIN, weights: ''}.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    (tmp_path / 'streets').mkdir()
+    command = ['evidence.py', 'camvid', '--data-dir', tmp_path / 'streets', '--weights', weights]
+    command += ['--output', tmp_path / 'runs', '--', '--amp']
+    monkeypatch.setattr(sys, 'argv', [str(word) for word in command])
     return tmp_path
 
 
-def test_runs_resume_and_are_not_repeated(flowers, capsys):
-    (flowers / 'crash-se_resnet20_cifar').touch()
+def test_runs_resume_and_are_not_repeated(streets, capsys):
+    (streets / 'crash-mbv2_se').touch()
     assert evidence.main() == 1
     out = capsys.readouterr().out
-    assert out.count('failed') == 6
-    assert len(list((flowers / 'logs').rglob('*.csv'))) == 12
+    assert out.count('failed') == 3
+    assert len(list((streets / 'logs').rglob('*.csv'))) == 6
     assert evidence.main() == 0
     out = capsys.readouterr().out
-    assert out.count('resumes') == 6
+    assert out.count('resumes') == 3
     assert 'starts' not in out
-    commands = (flowers / 'logs' / 'flowers12' / 'commands.txt').read_text().splitlines()
-    assert len(commands) == 18
+    commands = (streets / 'logs/camvid/commands.txt').read_text().splitlines()
+    assert len(commands) == 9
     assert (
-        'python train.py --config timm_attn/train/recipes/imagenette128.yaml --device-modules timm_attn '
-        '--model csa_resnet20_cifar --seed 2 --pretrained --device cpu --data-dir flowers --output OUTPUT '
-        '--experiment csa_resnet20_cifar.cifar10.seed2'
+        'python -m timm_attn train-segmentation streets --config timm_attn/train/recipes/camvid.yaml '
+        '--backbone mbv2_ca --seed 2 --pretrained-path weights.safetensors --amp --output OUTPUT '
+        '--experiment mbv2_ca.imagenette128.seed2'
     ) in commands
-    assert not any(str(flowers) in command for command in commands)
-    assert evidence.EXPERIMENTS['flowers12'].resumed() == [
-        f'se_resnet20_cifar.{start}.seed{seed}' for start in ('cifar10', 'scratch') for seed in range(3)
-    ]
-    assert '--resume' in json.loads((flowers / 'runs/se_resnet20_cifar.scratch.seed0/args.json').read_text())
+    assert 'python -m timm_attn train-segmentation --resume OUTPUT/mbv2_se.imagenette128.seed2' in commands
+    assert not any(str(streets) in command for command in commands)
+    assert evidence.EXPERIMENTS['camvid'].resumed() == [f'mbv2_se.imagenette128.seed{seed}' for seed in range(3)]
     assert evidence.main() == 0
     assert capsys.readouterr().out == ''
 
 
-@pytest.mark.parametrize('name', [e.name for e in evidence.EXPERIMENTS.values() if e.tool != 'train.py'])
+@pytest.mark.parametrize('name', list(evidence.EXPERIMENTS))
 def test_commands_of_detection_and_segmentation(name):
     experiment = evidence.EXPERIMENTS[name]
-    places = evidence.Places('data', '', 'weights.safetensors', 'OUTPUT')
+    places = evidence.Places('data', 'weights.safetensors', 'OUTPUT')
     run = next(experiment.runs())
     for resumes in (False, True):
-        words = experiment.command(*run, resumes, places, ['--amp'])
+        words = experiment.words(*run, resumes, places, ['--amp'])
         assert words[:2] == ['-m', 'timm_attn']
         args = _parser().parse_args(words[2:], argparse.Namespace(argv=[]))
         assert args.resume if resumes else bool(args.pretrained_path) == experiment.needs_weights
         assert experiment.name_of(words) == experiment.log(*run).stem
 
 
-def test_page_and_plot_follow_the_logs(flowers, monkeypatch):
+def test_page_follows_the_logs(streets):
     before = results.page()
-    assert 'Not run yet: Twelve flowers' in before
-    assert '### resnet20_cifar from cifar10' not in before
+    assert 'Not run yet: Segmentation' in before
+    assert 'mobilenetv2_100 from imagenette128: mIoU, validation images' not in before
     evidence.main()
     page = results.page()
-    assert '| se_resnet20_cifar | 60.00 | 61.00 | 62.00 | 61.00 ± 1.00 | +10.00, higher |' in page
-    assert '| csa_resnet20_cifar | 59.00 | 60.00 | 61.00 | 60.00 ± 1.00 | +0.00, no clear difference |' in page
-    assert 'Not run yet: Twelve flowers' not in page
-    assert 'Not run yet: Imagenette' in page
-    monkeypatch.setattr(results, 'PLOT', flowers / 'plot.png')
-    assert results.is_stale()
-    results.write_plot()
-    assert not results.is_stale()
-    log = flowers / 'logs/flowers12/se_resnet20_cifar.scratch.seed0.csv'
-    log.write_text(log.read_text().replace(',60,', ',59,'))
-    assert results.is_stale()
-    log.unlink()
-    assert '| se_resnet20_cifar | - | 61.00 | 62.00 | 61.50 ± 0.71 | +10.50, higher |' in results.page()
-    for log in (flowers / 'logs/flowers12').glob('resnet20_cifar.scratch.*.csv'):
+    assert '| mbv2_se | 60.00 | 61.00 | 62.00 | 61.00 ± 1.00 | +10.00, higher |' in page
+    assert '| mbv2_ca | 50.00 | 51.00 | 52.00 | 51.00 ± 1.00 | +0.00, no clear difference |' in page
+    assert '| mbv2_se | 40.00 | 40.67 | 41.33 | 40.67 ± 0.67 | +6.67, higher |' in page  # of pixels
+    assert 'Not run yet: Segmentation' not in page
+    (streets / 'logs/camvid/mbv2_se.imagenette128.seed0.csv').unlink()
+    assert '| mbv2_se | - | 61.00 | 62.00 | 61.50 ± 0.71 | +10.50, higher |' in results.page()
+    for log in (streets / 'logs/camvid').glob('mobilenetv2_100.*.csv'):
         log.unlink()
-    assert '### resnet20_cifar from scratch' not in results.page()  # nothing to compare with
-    assert '### resnet20_cifar from cifar10' in results.page()
+    assert 'Not run yet: Segmentation' in results.page()  # nothing to compare with
 
 
 def test_only_differences_beyond_chance_are_called_so():
@@ -134,14 +117,19 @@ def test_only_differences_beyond_chance_are_called_so():
     assert results.verdict([90.0], [50.0, 51.0]) == '+39.50, one seed'
 
 
-STUDY = studies.Study('flowers12', 'Twelve flowers', 'About.', {'cifar10': (), 'scratch': ('--no-pretrained',)})
+STUDY = studies.Study(
+    'flowers12', 'flowers12', 'Twelve flowers', 'About.', {'cifar10': (), 'scratch': ('--no-pretrained',)}
+)
 
 
-def test_the_page_follows_the_reports(tmp_path, monkeypatch):
+def test_page_plot_and_documentation_follow_the_reports(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, 'REPORTS', tmp_path)
     monkeypatch.setattr(results, 'STUDIES', {'flowers12': STUDY})
     monkeypatch.setattr(results, 'EXPERIMENTS', {})
+    monkeypatch.setattr(results, 'PLOT', tmp_path / 'plot.png')
     assert 'Not run yet: Twelve flowers' in results.page()
+    assert not results.is_stale()
+    assert not results.documents()
     folder = tmp_path / 'flowers12.scratch'
     folder.mkdir()
     networks = [
@@ -150,8 +138,15 @@ def test_the_page_follows_the_reports(tmp_path, monkeypatch):
         dict(network='se_resnet20_cifar', failures={'0': 'no space'}),
     ]
     (folder / 'results.json').write_text(json.dumps(dict(networks=networks, test_images=240)))
+    assert [path.parent.name for path in results.documents()] == ['flowers12.scratch']
+    assert results.is_stale()
+    results.write_plot()
+    assert not results.is_stale()
+    networks[0]['top1']['0'] = 49.0
+    (folder / 'results.json').write_text(json.dumps(dict(networks=networks, test_images=240)))
+    assert results.is_stale()
     page = results.page()
-    assert '| csa_resnet20_cifar | 60.00 | 61.00 | 62.00 | 61.00 ± 1.00 | +10.00, higher |' in page
+    assert '| csa_resnet20_cifar | 60.00 | 61.00 | 62.00 | 61.00 ± 1.00 | +10.33, higher |' in page
     assert '### resnet20_cifar from scratch' in page
     assert '### resnet20_cifar from cifar10' not in page
     assert '[from scratch](reports/flowers12.scratch/report.md)' in ' '.join(page.split())
@@ -181,7 +176,7 @@ def test_a_study_is_run_resumed_and_kept(study, tmp_path, monkeypatch):
 
     monkeypatch.setattr(studies, 'REPORTS', tmp_path / 'reports')
     monkeypatch.setattr(studies.subprocess, 'run', compare)
-    for start, options in study.starts.items():
+    for start in study.starts:
         calls.clear()
         assert studies.run(study, start, 'data', tmp_path / 'out') == 130
         assert study.results(start) is None
@@ -193,8 +188,9 @@ def test_a_study_is_run_resumed_and_kept(study, tmp_path, monkeypatch):
         assert second == ['data', '--resume', str(tmp_path / 'out' / f'{study.name}.{start}'), '--jobs', '1']
         args = _parser().parse_args(['compare', *first], argparse.Namespace(argv=['compare', *first]))
         parsed = compare_options.parse(args.func.args[0], first)
-        assert parsed.pretrained == ('--no-pretrained' not in options and study.name != 'cifar10')
-        assert (parsed.seeds, parsed.pictures, len(parsed.models)) == (3, 0, 6)
+        assert parsed.pretrained == (start != 'scratch')
+        assert (parsed.seeds, parsed.pictures) == (3, 0)
+        assert len(parsed.models) > 3
 
 
 def test_an_interruption_ends_a_study(monkeypatch):
