@@ -153,9 +153,10 @@ EXPERIMENTS = {
         ),
         Experiment(
             name='tiny_coco',
-            title='The whole path: Mask R-CNN on eight images',
+            title='Sanity check: Mask R-CNN on eight images',
             about='Eight images of COCO, with 96 objects of many classes, are trained on and evaluated, from random '
-            'weights. That tells nothing of other images, but that reader, losses, masks and metric fit together.',
+            'weights. This checks that reader, losses, masks and metric work together; it says nothing about '
+            'other images.',
             models=('csa_resnet50',),
             start='scratch',
             seeds=(42,),

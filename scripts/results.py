@@ -9,10 +9,11 @@ from evidence import EXPERIMENTS, Experiment, is_finished
 from studies import STUDIES, Study
 
 from timm_attn.train.log import read_summary
-from timm_attn.train.significance import difference
+from timm_attn.train.significance import Difference, difference
 
 PAGE = CARDS / 'RESULTS.md'
 PLOT = DATA / 'results.png'
+CAPTION = 'Difference in top-1 to the plain network with its 95 % interval, each panel at its own scale'
 
 Runs = dict[str, dict[int, float]]
 """Network -> seed -> a result in percent after the last epoch; the plain backbone first."""
@@ -51,39 +52,43 @@ def step_of_study(study: Study, start: str) -> float:
     return 100 / study.results(start)['test_images']
 
 
-def verdict(values: list[float], plain: list[float], step: float = STEP) -> str:
-    """Difference of two means, and whether Welch's interval (95 %) excludes zero."""
-    found = difference(values, plain, step)
-    return f'{found.mean:+.2f}, {"one seed" if found.differs is None else found.words}'
+def differences(runs: Runs, step: float = STEP) -> dict[str, Difference]:
+    """How each network differs from the plain one, with Welch's interval (95 %)."""
+    plain, *others = runs
+    return {model: difference(list(runs[model].values()), list(runs[plain].values()), step) for model in others}
 
 
 def table(runs: Runs, step: float = STEP) -> str:
     """Networks, their seeds, mean and deviation, and how they differ from the plain one."""
     seeds = sorted({seed for top1 in runs.values() for seed in top1})
-    head = ['network', *(f'seed {seed}' for seed in seeds), 'mean ± deviation', 'against plain']
+    found = differences(runs, step)
+    head = ['network', *(f'seed {seed}' for seed in seeds)]
+    head += ['mean ± deviation'] * (len(seeds) > 1) + ['against plain'] * bool(found)
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
-    plain, *_ = runs
     for model, top1 in runs.items():
-        cells = [f'{top1[seed]:.2f}' if seed in top1 else '-' for seed in seeds]
-        values = list(top1.values())
-        last = '' if model == plain else verdict(values, list(runs[plain].values()), step)
-        lines.append(f'| {" | ".join([model, *cells, spread(values), last])} |')
+        cells = [model, *(f'{top1[seed]:.2f}' if seed in top1 else '-' for seed in seeds)]
+        cells += [spread(list(top1.values()))] * (len(seeds) > 1)
+        cells += [_against(found[model]) if model in found else ''] * bool(found)
+        lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
+
+
+def _against(found: Difference) -> str:
+    interval = '' if found.low is None else f' ({found.low:+.2f} to {found.high:+.2f})'
+    return f'{found.mean:+.2f}{interval}, {found.words}'
 
 
 def helps(runs: Runs, step: float = STEP) -> str:
     """What the table says about the attentions, in a sentence."""
-    plain, *others = runs
-    words: dict[str, list[str]] = {'higher': [], 'lower': [], 'no clear difference': [], 'one seed': []}
-    for model in others:
-        found = verdict(list(runs[model].values()), list(runs[plain].values()), step)
-        words[found.split(', ')[1]].append(model)
     said = {
         'higher': 'Higher than the plain network',
         'lower': 'Lower than the plain network',
         'no clear difference': 'No clear difference',
-        'one seed': 'Only one seed',
+        'too few seeds to tell': 'Too few seeds to tell',
     }
+    words: dict[str, list[str]] = {word: [] for word in said}
+    for model, found in differences(runs, step).items():
+        words[found.words].append(model)
     sentences = [f'{said[word]}: {", ".join(models)}.' for word, models in words.items() if models]
     return textwrap.fill(' '.join(sentences), 120)
 
@@ -94,14 +99,17 @@ def page() -> str:
 
 How much the attentions help when everything else is equal: one recipe for all networks, several seeds, the result after
 the last epoch; no epoch was chosen. It is top-1 on the test images where nothing else is said. Rendered by
-`python scripts/render.py` from the logs in `model_cards/data/logs` and the reports in `model_cards/reports`. ± is the
-standard deviation over the seeds. *Higher* and *lower* mark differences from the plain network whose 95 % interval
-(Welch's) excludes zero. With two or three seeds, only large differences do.
+`python scripts/render.py` from the logs in `model_cards/data/logs` and the reports in `model_cards/reports`.
+
+± is the standard deviation over the seeds. *Higher* and *lower* mark differences from the plain network whose 95 %
+interval (Welch's, in brackets) excludes zero. Each network is judged alone: with five against one, the chance that at
+least one interval excludes zero although nothing differs is up to 25 %. The attentions are not compared with one
+another, and several metrics of the same runs are not independent evidence. The networks and data are small, and the
+training is short; none of this says what an attention does for a large network on ImageNet.
 """
-    text += ''.join([*map(_study_section, STUDIES.values()), *map(_experiment_section, EXPERIMENTS.values())])
     if plot_data():
-        caption = 'Difference in top-1 to the plain network, mean and range over the seeds, each panel at its own scale'
-        text += f'\n## All results\n\n![{caption}](data/results.png)\n'
+        text += f'\n![{CAPTION}](data/results.png)\n'
+    text += ''.join([*map(_study_section, STUDIES.values()), *map(_experiment_section, EXPERIMENTS.values())])
     for study in STUDIES.values():
         if not _study_section(study):
             begun = any(study.unfinished(start).exists() for start in study.starts)
@@ -173,26 +181,24 @@ def plot_data() -> list[dict]:
 
 
 def _bars(axis, runs: Runs, step: float) -> None:
-    """Horizontal bars: each network's mean difference to the plain one, with its range over the seeds.
+    """Horizontal bars: each network's mean difference to the plain one, with the interval of it.
 
     Args:
         axis: Axis of matplotlib.
         runs: The results.
         step: Step between possible results.
     """
-    plain, *others = runs
-    reference = list(runs[plain].values())
-    base = statistics.mean(reference)
-    for y, model in enumerate(others):
-        values = list(runs[model].values())
-        least, value, most = (x - base for x in (min(values), statistics.mean(values), max(values)))
-        is_clear = verdict(values, reference, step).endswith(('higher', 'lower'))
-        axis.barh(y, value, 0.62, color='0.75' if not is_clear else '#3b76af' if value >= 0 else '#d9822b')
-        axis.plot([least, most], [y, y], color='0.2', linewidth=1.5)
-        edge, offset, side = (most, 5, 'left') if value >= 0 else (least, -5, 'right')
+    for y, found in enumerate(differences(runs, step).values()):
+        low, high = (found.mean, found.mean) if found.low is None else (found.low, found.high)
+        axis.barh(
+            y, found.mean, 0.62, color='0.75' if not found.differs else '#3b76af' if found.mean >= 0 else '#d9822b'
+        )
+        axis.plot([low, high], [y, y], color='0.2', linewidth=1.5)
+        edge, offset, side = (high, 5, 'left') if found.mean >= 0 else (low, -5, 'right')
         text = dict(textcoords='offset points', ha=side, va='center')
-        axis.annotate(f'{value:+.1f}', (edge, y), (offset, 0), **text)
+        axis.annotate(f'{found.mean:+.1f}', (edge, y), (offset, 0), **text)
     axis.axvline(0, color='0.2', linewidth=1)
+    plain, *others = runs
     axis.set_yticks(range(len(others)), [_short(model, plain) for model in others])
     axis.invert_yaxis()
     axis.margins(x=0.2)
@@ -223,7 +229,8 @@ def _draw(plt):
             axis.set_title(title, loc='left', fontsize='medium')
             _bars(axis, runs, panel['step'])
         figure.supxlabel(
-            'Points of top-1 above or below the plain network.\nGrey: no clear difference.', fontsize='medium'
+            'Points of top-1 above or below the plain network, with the\n95 % interval. Grey: no clear difference.',
+            fontsize='medium',
         )
         return figure
 

@@ -99,22 +99,30 @@ def test_page_follows_the_logs(streets):
     assert 'mobilenetv2_100 from imagenette128: mIoU, validation images' not in before
     evidence.main()
     page = results.page()
-    assert '| mbv2_se | 60.00 | 61.00 | 62.00 | 61.00 ± 1.00 | +10.00, higher |' in page
-    assert '| mbv2_ca | 50.00 | 51.00 | 52.00 | 51.00 ± 1.00 | +0.00, no clear difference |' in page
-    assert '| mbv2_se | 40.00 | 40.67 | 41.33 | 40.67 ± 0.67 | +6.67, higher |' in page  # of pixels
+    assert '| mbv2_se | 60.00 | 61.00 | 62.00 | 61.00 ± 1.00 | +10.00 (+7.73 to +12.27), higher |' in page
+    assert '| mbv2_ca | 50.00 | 51.00 | 52.00 | 51.00 ± 1.00 | +0.00 (-2.27 to +2.27), no clear difference |' in page
+    assert '| mbv2_se | 40.00 | 40.67 | 41.33 | 40.67 ± 0.67 | +6.67 (+5.16 to +8.18), higher |' in page  # of pixels
     assert 'Not run yet: Segmentation' not in page
     (streets / 'logs/camvid/mbv2_se.imagenette128.seed0.csv').unlink()
-    assert '| mbv2_se | - | 61.00 | 62.00 | 61.50 ± 0.71 | +10.50, higher |' in results.page()
+    assert '| mbv2_se | - | 61.00 | 62.00 | 61.50 ± 0.71 | +10.50 (+0.80 to +20.20), higher |' in results.page()
     for log in (streets / 'logs/camvid').glob('mobilenetv2_100.*.csv'):
         log.unlink()
     assert 'Not run yet: Segmentation' in results.page()  # nothing to compare with
 
 
-def test_only_differences_beyond_chance_are_called_so():
-    assert results.verdict([51.0, 51.0], [50.0, 50.0]) == '+1.00, higher'
-    assert results.verdict([51.0, 52.0], [50.0, 51.0]) == '+1.00, no clear difference'
-    assert results.verdict([50.0, 50.1], [55.0, 55.1]) == '-5.00, lower'
-    assert results.verdict([90.0], [50.0, 51.0]) == '+39.50, one seed'
+@pytest.mark.parametrize(
+    ('values', 'plain', 'cell', 'said'),
+    [
+        ([51.0, 51.0], [50.0, 50.0], '+1.00 (+0.99 to +1.01), higher', 'Higher than the plain network: a.'),
+        ([51.0, 52.0], [50.0, 51.0], '+1.00 (-2.04 to +4.04), no clear difference', 'No clear difference: a.'),
+        ([50.0, 50.1], [55.0, 55.1], '-5.00 (-5.30 to -4.70), lower', 'Lower than the plain network: a.'),
+        ([90.0], [50.0, 51.0], '+39.50, too few seeds to tell', 'Too few seeds to tell: a.'),
+    ],
+)
+def test_only_differences_beyond_chance_are_called_so(values, plain, cell, said):
+    runs = dict(plain=dict(enumerate(plain)), a=dict(enumerate(values)))
+    assert results.table(runs).endswith(f'| {cell} |')
+    assert results.helps(runs) == said
 
 
 STUDY = studies.Study(
@@ -146,7 +154,7 @@ def test_page_plot_and_documentation_follow_the_reports(tmp_path, monkeypatch):
     (folder / 'results.json').write_text(json.dumps(dict(networks=networks, test_images=240)))
     assert results.is_stale()
     page = results.page()
-    assert '| csa_resnet20_cifar | 60.00 | 61.00 | 62.00 | 61.00 ± 1.00 | +10.33, higher |' in page
+    assert '| csa_resnet20_cifar | 60.00 | 61.00 | 62.00 | 61.00 ± 1.00 | +10.33 (+7.21 to +13.45), higher |' in page
     assert '### resnet20_cifar from scratch' in page
     assert '### resnet20_cifar from cifar10' not in page
     assert '[from scratch](reports/flowers12.scratch/report.md)' in ' '.join(page.split())
