@@ -76,8 +76,12 @@ def families_table() -> str:
         about = importlib.import_module(module).__doc__.splitlines()[0].rstrip('.')
         params = sorted(find_weight(name).params / 1e6 for name in names)
         size = f'{params[0]:.2f} to {params[-1]:.2f}'
-        kinds = dict.fromkeys(KINDS[w.kind] for w in (published() + [find_weight(n) for n in names]) if w.arch in names)
-        body.append((', '.join(f'`{name}`' for name in names), about, size, ', '.join(kinds)))
+        kinds: dict[str, dict[str, None]] = {}
+        for weight in (*published(), *(find_weight(name) for name in names)):
+            if weight.arch in names:
+                kinds.setdefault(KINDS[weight.kind], {})[f'`{weight.arch}`'] = None
+        said = [kind if len(kinds) == 1 else f'{kind}: {", ".join(archs)}' for kind, archs in kinds.items()]
+        body.append((', '.join(f'`{name}`' for name in names), about, size, '; '.join(said)))
     return _table(('models', 'what they are', 'parameters (M)', 'weights'), *body)
 
 

@@ -345,7 +345,7 @@ class _Comparison:
         networks = [self._network(one) for one in self.contestants]
         if not any(network.answers for network in networks):
             raise RunError(f'No network could be trained. {self._reasons}')
-        where = 'held out' if self.data.held_out else f'in its folder {self.data.root.name}'
+        where = 'held out' if self.data.held_out else f'in the folder {self.data.root.name}'
         results = Results(
             networks=networks,
             data=Path(args.data_dir).resolve().name,

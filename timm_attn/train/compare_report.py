@@ -121,10 +121,10 @@ def _how_to_read(results: Results) -> str:
         else ''
     )
     return (
-        "A difference counts where its 95 % interval (Welch's, over the seeds, which are not paired) excludes zero. "
-        f'Two identical networks are told apart in about 5 % of cases or fewer.{many} The interval says what other '
-        'seeds would change; other images may change more. Accuracies are those of float32, whatever the precision of '
-        'the training.'
+        "A difference is called higher or lower only if its 95 % interval (Welch's, over the seeds, which are not "
+        'paired) excludes zero. Identical networks are called different in about 5 % of comparisons or fewer.'
+        f'{many} The interval says what other seeds would change; other images may change more. Accuracies are those '
+        'of float32, whatever the precision of the training.'
     )
 
 
@@ -141,7 +141,13 @@ def _cost(results: Results) -> list[Block]:
         Column('inference', 'inference', 2, 'x', f'Time of a forward pass relative to {first}: median of the turns.'),
         Column('training', 'training step', 2, 'x', f'Time of a training step relative to {first}.'),
         Column('memory', 'training memory', 2, 'x', f'Peak memory of a training step relative to {first}.'),
-        Column('hours', 'hours trained', 2, 'h', 'All runs of the network, validation included.'),
+        Column(
+            'hours',
+            'hours trained',
+            2,
+            'h',
+            'Wall-clock time of all runs of the network, validation included; other work on the machine counts.',
+        ),
     ]
     rows, points = [], []
     for network in measured:
@@ -161,7 +167,7 @@ def _cost(results: Results) -> list[Block]:
         )
         points.append((network.label, cost.inference, network.mean, *_bounds(network), ''))
     return [
-        Table(columns, rows, f'Cost; times and memory relative to {first}, with the range over the turns'),
+        Table(columns, rows, f'Cost; times and memory in float32, relative to {first}, with the range over the turns'),
         scatter(points, f'time of a forward pass relative to {first}', 'top-1 (%)'),
     ]
 

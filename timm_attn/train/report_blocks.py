@@ -54,7 +54,7 @@ def class_blocks(answers: Mapping[str, Sequence[Answers]]) -> list[Block]:
         {'class': name, 'images': counts[name], **{f'top1 {i}': one[name] for i, one in enumerate(shares.values())}}
         for name in classes
     ]
-    table = Table(columns, rows, 'Share of right answers by class', filters=('class',) if len(rows) > 15 else ())
+    table = Table(columns, rows, 'Accuracy by class', filters=('class',) if len(rows) > 15 else ())
     if not has_matplotlib() or len(classes) > _MOST_CLASSES:
         return [table]
     series = {name: [one[c] for c in classes] for name, one in shares.items()}
