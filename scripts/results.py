@@ -126,12 +126,18 @@ training is short; none of this says what an attention does for a large network 
 
 def documents() -> dict[Path, str]:
     """Pages of the documentation that show the reports, at the places that the page links."""
-    names = [study.report(start).name for study in STUDIES.values() for start in study.starts if study.results(start)]
-    return {
-        ROOT / f'docs/reports/{name}/report.md': f'```{{include}} ../../../model_cards/reports/{name}/report.md\n'
-        ':relative-images:\n```\n'
-        for name in names
-    }
+    pages = {}
+    for study in STUDIES.values():
+        for start in study.starts:
+            if study.results(start):
+                place = f'reports/{study.report(start).name}/report.md'
+                include = f'```{{include}} ../../../model_cards/{place}\n:relative-images:\n:start-line: 1\n```'
+                pages[ROOT / 'docs' / place] = f'# {study.title}, {_from(start)}\n\n{include}\n'
+    return pages
+
+
+def _from(start: str) -> str:
+    return 'from scratch' if start == 'scratch' else f'from {start.replace("cifar10", "CIFAR-10")} weights'
 
 
 def _section(title: str, about: str) -> str:
@@ -145,8 +151,8 @@ def _study_section(study: Study) -> str:
     for start in study.starts:
         if runs := runs_of_study(study, start):
             step = step_of_study(study, start)
-            results += f'\n### {next(iter(runs))} from {start}\n\n{table(runs, step)}\n\n{helps(runs, step)}\n'
-            where.append(f'[from {start}](reports/{study.report(start).name}/report.md)')
+            results += f'\n### {next(iter(runs))} {_from(start)}\n\n{table(runs, step)}\n\n{helps(runs, step)}\n'
+            where.append(f'[{_from(start)}](reports/{study.report(start).name}/report.md)')
     if not results:
         return ''
     about = f'{study.about} Recipe: `{RECIPES}/{study.recipe}.yaml`; reports with all numbers: {", ".join(where)}.'
@@ -224,8 +230,7 @@ def _draw(plt):
         for axis, panel in zip(axes.flat, panels, strict=True):
             runs, start = panel['runs'], panel['start']
             plain = statistics.mean(runs[next(iter(runs))].values())
-            begin = 'from scratch' if start == 'scratch' else f'from {start.replace("cifar10", "CIFAR-10")} weights'
-            title = f'{panel["title"]}, {begin} (plain: {plain:.1f} %)'
+            title = f'{panel["title"]}, {_from(start)} (plain: {plain:.1f} %)'
             axis.set_title(title, loc='left', fontsize='medium')
             _bars(axis, runs, panel['step'])
         figure.supxlabel(

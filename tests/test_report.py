@@ -83,7 +83,9 @@ def drawings(labels=('plain', 'csa_resnet50.warm_a1_in1k', 'a name that is much 
     points = [(label, y * 10, y, y - 0.5, y + 0.5, f'group {i % 2}') for i, (label, y) in enumerate(named)]
     square = [[7 * (i == j) + 1 for j in range(len(labels))] for i in range(len(labels))]
     return {
-        'intervals': figures.intervals([(n, y, y - 1, y + 2) for n, y in named], 'top-1 (%)', 3.0),
+        'intervals': figures.intervals(
+            [(n, y, y - 1, y + 2) for n, y in named], 'top-1 (%): mean, lowest and highest seed', 3.0
+        ),
         'scatter': figures.scatter(points, 'parameters (M)', 'top-1 (%)', log_x=True),
         'lines': figures.lines({n: (range(4), [y] * 4) for n, y in named}, 'epoch', 'loss',
                                bands={labels[0]: ([1] * 4, [9] * 4)}),
@@ -295,7 +297,7 @@ def test_figures_stand_alone_in_markdown():
 
 def test_figures_say_what_they_show():
     shown = drawings()
-    assert shown['intervals'].alt.startswith('top-1 (%): plain 3 (2 to 5); csa_resnet50.warm_a1_in1k 4 (3 to 6)')
+    assert ': plain 3 (2 to 5); csa_resnet50.warm_a1_in1k 4 (3 to 6)' in shown['intervals'].alt
     assert 'plain (30, 3)' in shown['scatter'].alt
     assert 'plain ends at 3' in shown['lines'].alt
     assert 'plain 78 % right' not in shown['confusion'].alt
@@ -514,6 +516,15 @@ def test_labels_of_figures_have_a_readable_size(load, name, width):
     assert len(sizes) > 20
     assert min(sizes) >= 11
     assert max(sizes) <= 17
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_labels_of_figures_are_not_cut_off(load, name):
+    cut = load(name).evaluate("""Array.from(document.querySelectorAll('svg text')).filter((text) => {
+        const box = text.getBoundingClientRect(), whole = text.closest('svg').getBoundingClientRect();
+        return box.left < whole.left - 1 || box.right > whole.right + 1;
+    }).map((text) => text.textContent)""")
+    assert cut == []
 
 
 def test_click_sorts(load):

@@ -57,6 +57,7 @@ _STYLE = {
     'axes.unicode_minus': True,
     'grid.color': LINE,
     'grid.linewidth': 0.6,
+    'xaxis.labellocation': 'right',  # a long one has the whole width, beside wide names of rows, too
     'xtick.color': LINE,
     'ytick.color': LINE,
     'xtick.labelcolor': TEXT,

@@ -35,11 +35,16 @@ def make_page(results: Results, disagreements: Sequence[Block] = (), without: Ma
     ]
     where = ', '.join(f'{key} {value}' for key, value in results.machine.items() if value)
     return Page(
-        title=f'{", ".join(network.label for network in results.networks)} on {results.data}',
+        title=f'{_contestants(results)} on {results.data}',
         lead=_lead(results),
         sections=[section for section in sections if section.blocks],
         footer=f'Made by timm-attn {__version__} on {where}.',
     )
+
+
+def _contestants(results: Results) -> str:
+    labels = [network.label for network in results.networks]
+    return ', '.join(labels) if len(labels) <= 3 else f'{labels[0]} and {len(labels) - 1} other networks'
 
 
 def _lead(results: Results) -> str:
@@ -168,7 +173,7 @@ def _cost(results: Results) -> list[Block]:
         points.append((network.label, cost.inference, network.mean, *_bounds(network), ''))
     return [
         Table(columns, rows, f'Cost; times and memory in float32, relative to {first}, with the range over the turns'),
-        scatter(points, f'time of a forward pass relative to {first}', 'top-1 (%)'),
+        scatter(points, 'time of a forward pass (reference: 1)', 'top-1 (%)'),
     ]
 
 
