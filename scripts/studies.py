@@ -9,13 +9,12 @@ its finished runs answered is kept there, without their weights, so that another
 """
 
 import argparse
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +48,7 @@ class Study:
 
     def unfinished(self, start: str) -> Path:
         """Archive of the finished runs of a study that is not finished."""
-        return self.report(start) / 'unfinished.tar.xz'
+        return self.report(start) / 'unfinished.zip'
 
     def results(self, start: str) -> dict | None:
         """What was found; None where it was not run, or not to its end."""
@@ -109,8 +108,8 @@ def run(study: Study, start: str, data_dir: str, output: Path, jobs: int = 1) ->
     """
     folder, unfinished = output / f'{study.name}.{start}', study.unfinished(start)
     if unfinished.exists() and not folder.exists():
-        with tarfile.open(unfinished) as archive:
-            archive.extractall(folder, filter='data')
+        with zipfile.ZipFile(unfinished) as archive:
+            archive.extractall(folder)
     if (folder / 'args.yaml').exists():
         words = [data_dir, '--resume', str(folder)]
     else:
@@ -133,20 +132,18 @@ def pack(folder: Path, archive: Path) -> None:
         folder: Folder of the comparison.
         archive: The archive to write or replace.
     """
-    finished = [file.stem for file in (folder / 'answers').glob('*.json')]
-    kept = [folder / 'recipe.yaml', folder / 'split.json', folder / 'answers']
-    kept += [folder / 'runs' / name / 'summary.csv' for name in finished]
+    answers = sorted((folder / 'answers').glob('*.json'))
+    logs = [folder / 'runs' / file.stem / 'summary.csv' for file in answers]
+    kept = [folder / 'recipe.yaml', folder / 'split.json', *answers, *logs]
     options = yaml.safe_load((folder / 'args.yaml').read_text())
     here = ('data_dir', 'output', 'experiment')  # places on this machine
     elsewhere = yaml.safe_dump({key: value for key, value in options.items() if key not in here}, sort_keys=False)
     archive.parent.mkdir(parents=True, exist_ok=True)
     part = archive.with_name(f'{archive.name}.part')
-    with tarfile.open(part, 'w:xz') as writer:
+    with zipfile.ZipFile(part, 'w', zipfile.ZIP_LZMA) as writer:
         for path in kept:
-            writer.add(path, path.relative_to(folder))
-        info = tarfile.TarInfo('args.yaml')
-        info.size = len(elsewhere.encode())
-        writer.addfile(info, io.BytesIO(elsewhere.encode()))
+            writer.write(path, path.relative_to(folder))
+        writer.writestr('args.yaml', elsewhere)
     os.replace(part, archive)
 
 
